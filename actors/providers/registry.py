@@ -1,0 +1,56 @@
+"""Builds every configured provider once, and closes them all."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from actors.providers.anthropic import AnthropicProvider
+from actors.providers.base import Provider
+from actors.providers.echo import EchoProvider
+from actors.providers.local import LocalProvider
+from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions
+
+
+class Log(Protocol):
+    """What is asked of a logger; structlog's bound loggers have it."""
+
+    def info(self, event: str, **fields: Any) -> object:
+        """Write a line."""
+        ...
+
+
+@asynccontextmanager
+async def open_providers(
+    options: Sequence[EchoOptions | AnthropicOptions | LocalOptions], *, log: Log | None = None
+) -> AsyncIterator[Mapping[str, Provider]]:
+    """The providers by name, in the order of the configuration; closed on leaving, each within a bound.
+
+    No upstream is called here, but a local model with ``start = "eager"`` is loaded before this enters.
+    Raises ValueError for a name used twice, ProviderError for a local model that does not load.
+    """
+    providers: dict[str, Provider] = {}
+    async with AsyncExitStack() as stack:
+        for option in options:
+            if option.name in providers:
+                raise ValueError(f"two providers are named {option.name!r}")
+            providers[option.name] = await _open(option, stack)
+            if log is not None:
+                log.info("provider ready", action="provider.ready", provider=option.name, kind=option.kind)
+        yield MappingProxyType(providers)
+
+
+async def _open(options: EchoOptions | AnthropicOptions | LocalOptions, stack: AsyncExitStack) -> Provider:
+    match options:
+        case EchoOptions():
+            return EchoProvider(options)
+        case AnthropicOptions():
+            anthropic = AnthropicProvider(options)
+            stack.push_async_callback(anthropic.aclose)
+            return anthropic
+        case LocalOptions():
+            local = LocalProvider(options)
+            stack.push_async_callback(local.aclose)
+            if options.start == "eager":
+                await local.start()
+            return local

@@ -1,0 +1,133 @@
+"""Change a member of a JSON object in its bytes and leave everything else as it was.
+
+A request body goes upstream as the client wrote it: prompt caches depend on the order of its fields, and
+parsing and writing it anew would change number spellings, escapes and duplicate keys. So only the value
+that has to change is cut out and replaced.
+
+The walk looks at the top level only and skips nested values by regular expressions, which keep no stack:
+neither deep nesting nor a long string can exhaust anything. Grammar: RFC 8259.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_SPACE = re.compile(rb"[ \t\n\r]*+")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SCALAR = re.compile(rb"[^ \t\n\r,}\]]++")
+# All that changes no depth: text between brackets, whole strings, and containers that hold neither.
+_LEVEL = re.compile(rb'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"|[\[{][^\[\]{}"]*+[\]}])*+', re.DOTALL)
+_OPENING = frozenset(b"[{")
+
+
+class _Member(NamedTuple):
+    key: str
+    start: int
+    """Where its value begins."""
+    end: int
+    """Just after its value."""
+
+
+def set_model(body: bytes, model: str) -> bytes:
+    """``body`` with its top-level ``model`` set to ``model``, added at the end where it is missing.
+
+    ``body`` is a valid JSON object in UTF-8. Every other byte stays; a body that already says so is
+    returned as it is, the same object. Raises ValueError for bytes that are no JSON object.
+    """
+    wanted = json.dumps(model).encode()
+    return _set(body, "model", wanted, add=True)
+
+
+def set_stream(body: bytes, stream: bool) -> bytes:
+    """``body`` with its top-level ``stream`` set, under the same terms as :func:`set_model`.
+
+    False is what an absent (or null) ``stream`` means: such a body is returned as it is.
+    """
+    return _set(body, "stream", b"true" if stream else b"false", add=stream)
+
+
+def _set(body: bytes, key: str, wanted: bytes, *, add: bool) -> bytes:
+    pieces: list[bytes] = []
+    done = 0
+    found = False
+    last_end = 0
+    for member in _members(body):
+        last_end = member.end
+        if member.key != key:
+            continue
+        found = True
+        if not _same(body[member.start : member.end], wanted):
+            pieces += (body[done : member.start], wanted)
+            done = member.end
+    if not found and add:
+        added = json.dumps(key).encode() + b":" + wanted
+        if last_end:
+            pieces += (body[:last_end], b",", added)
+            done = last_end
+        else:
+            done = body.index(b"{") + 1
+            pieces += (body[:done], added)
+    if not pieces:
+        return body
+    pieces.append(body[done:])
+    return b"".join(pieces)
+
+
+def _same(value: bytes, wanted: bytes) -> bool:
+    if value == wanted or (wanted == b"false" and value == b"null"):
+        return True
+    # A string may be spelled with escapes and still be the one we want.
+    return value[:1] == wanted[:1] == b'"' and bool(json.loads(value) == json.loads(wanted))
+
+
+def _members(body: bytes) -> Iterator[_Member]:
+    at = _skip(_SPACE, body, 0)
+    _expect(body, at, b"{")
+    at = _skip(_SPACE, body, at + 1)
+    if body[at : at + 1] == b"}":
+        return
+    while True:
+        key_end = _skip(_STRING, body, at)
+        key = body[at + 1 : key_end - 1]
+        name = json.loads(body[at:key_end]) if b"\\" in key else key.decode()
+        at = _skip(_SPACE, body, key_end)
+        _expect(body, at, b":")
+        start = _skip(_SPACE, body, at + 1)
+        end = _value_end(body, start)
+        yield _Member(name, start, end)
+        at = _skip(_SPACE, body, end)
+        if body[at : at + 1] == b"}":
+            return
+        _expect(body, at, b",")
+        at = _skip(_SPACE, body, at + 1)
+
+
+def _value_end(body: bytes, start: int) -> int:
+    first = body[start : start + 1]
+    if first == b'"':
+        return _skip(_STRING, body, start)
+    if first not in (b"{", b"["):
+        return _skip(_SCALAR, body, start)
+    depth, at = 1, start + 1
+    while depth:
+        at = _skip(_LEVEL, body, at)
+        if at >= len(body):
+            raise ValueError("not a JSON object: it ends inside a value")
+        if body[at] == ord('"'):
+            raise ValueError("not a JSON object: a string has no end")
+        depth += 1 if body[at] in _OPENING else -1
+        at += 1
+    return at
+
+
+def _skip(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
+    match = pattern.match(body, at)
+    if match is None:
+        raise ValueError(f"not a JSON object: unexpected byte at {at}")
+    return match.end()
+
+
+def _expect(body: bytes, at: int, byte: bytes) -> None:
+    if body[at : at + 1] != byte:
+        raise ValueError(f"not a JSON object: {byte.decode()} expected at {at}")

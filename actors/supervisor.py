@@ -1,0 +1,318 @@
+"""Who takes jobs on, starts their actors, finds them, and sees them out.
+
+The supervisor decides synchronously (state first) and then acts. It owns no task itself: actors run in the
+nursery it is given, which outlives the server, so that no connection's end is ever an actor's end.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import structlog
+import trio
+
+from actors.broadcast import Replay, Subscription
+from actors.clock import Clock
+from actors.commands import CancelJob, StopForShutdown
+from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
+from actors.expiry import Expiry, record_expiry
+from actors.job import COMMIT_TIMEOUT_S, JobActor, Watch, Work, is_stream
+from actors.providers.base import ProviderCall
+from actors.router import Router
+from actors.telemetry import Telemetry
+from events.errors import LogError, UnknownJobError
+from events.log.base import EventLog, FrameCursor, JobFilter, Page
+from events.projections import JobSnapshot, apply
+from events.snapshots import SnapshotStore, SnapshotStoreFullError
+from events.state import JobState
+from events.types import Headers, JobAccepted, Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitJob:
+    """What a client asks for, validated."""
+
+    owner: str
+    body: bytes
+    fields: dict[str, object]
+    """The body, parsed once."""
+    model: str
+    mode: Mode
+    detached: bool
+    result_ttl_s: float
+    may_detach: bool = False
+    """``Prefer: wait``: it may be cut loose later."""
+    headers: Headers = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorLimits:
+    """Bounds of admission and memory."""
+
+    max_in_flight: int
+    attached_history: int
+    """Records of ended attached jobs kept (counts, no content); the oldest go first."""
+    subscriber_buffer_runs: int
+
+
+class Supervisor:
+    """All jobs of this process."""
+
+    def __init__(
+        self,
+        *,
+        nursery: trio.Nursery,
+        log: EventLog,
+        snapshots: SnapshotStore,
+        expiry: Expiry,
+        router: Router,
+        clock: Clock,
+        telemetry: Telemetry,
+        logger: structlog.typing.FilteringBoundLogger,
+        limits: SupervisorLimits,
+    ) -> None:
+        self._nursery = nursery
+        self._log = log
+        self._snapshots = snapshots
+        self._expiry = expiry
+        self._router = router
+        self._clock = clock
+        self._telemetry = telemetry
+        self._logger = logger
+        self._limits = limits
+        self._running: dict[str, JobActor] = {}
+        self._sizes: dict[str, int] = {}
+        self._in_flight = 0
+        self._idle = trio.Event()
+        self._idle.set()
+        self._draining = False
+        self._attached_history: deque[str] = deque()
+
+    # -- what it knows ---------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs accepted and not ended."""
+        return self._in_flight
+
+    @property
+    def draining(self) -> bool:
+        """Whether new jobs are refused because the daemon ends."""
+        return self._draining
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes kept and reserved for results."""
+        return self._snapshots.held_bytes
+
+    def actor(self, job_id: str, owner: str | None) -> JobActor | None:
+        """The running actor of a job, if it runs and is ``owner``'s (None: anybody's)."""
+        actor = self._running.get(job_id)
+        if actor is None or (owner is not None and actor.snapshot.owner != owner):
+            return None
+        return actor
+
+    def result(self, job_id: str, owner: str | None) -> JobSnapshot:
+        """The job as a poll sees it: running, or ended with its result kept. Raises JobNotFoundError."""
+        actor = self.actor(job_id, owner)
+        if actor is not None:
+            return actor.snapshot
+        snapshot = self._snapshots.get(job_id, self._clock.now())
+        if snapshot is None or (owner is not None and snapshot.owner != owner):
+            raise JobNotFoundError
+        return snapshot
+
+    async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
+        """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
+        try:
+            snapshot = await self._log.snapshot(job_id)
+        except UnknownJobError:
+            raise JobNotFoundError from None
+        if snapshot.state is JobState.EXPIRED or (owner is not None and snapshot.owner != owner):
+            raise JobNotFoundError
+        if snapshot.ended and snapshot.detached and self._snapshots.get(job_id, self._clock.now()) is None:
+            raise JobNotFoundError
+        return snapshot
+
+    async def page(
+        self, where: JobFilter, *, limit: int, after_id: str | None, before_id: str | None
+    ) -> Page:
+        """A page of jobs, newest first. Raises JobNotFoundError for a cursor that is not the owner's."""
+        for cursor in (after_id, before_id):
+            if cursor is not None:
+                await self.describe(cursor, where.owner)
+        return await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
+
+    # -- submitting ------------------------------------------------------------------------------
+
+    async def submit(self, command: SubmitJob) -> tuple[JobActor, Watch]:
+        """Take a job on: it is in the log when this returns, and its actor runs.
+
+        The watch is the caller's stake: leaving it stops an attached job that nobody else watches. Raises
+        OverloadedError (nothing was accepted), NoSuchModelError, LogUnavailableError. Cancelled while the
+        acceptance is being committed, it first finishes, so that no job is in the log without an actor.
+        """
+        target = self._router.resolve(command.model)
+        job_id = str(uuid4())
+        kept = command.detached or command.may_detach
+        self._admit(job_id, command, kept=kept)
+        accepted = JobAccepted(
+            at=self._clock.now(),
+            owner=command.owner,
+            model=command.model,
+            mode=command.mode,
+            body=command.body,
+            detached=command.detached,
+            result_ttl_s=command.result_ttl_s,
+            headers=command.headers,
+            request_id=command.request_id,
+        )
+        try:
+            if self._log.durable:
+                with trio.fail_after(COMMIT_TIMEOUT_S) as scope:
+                    scope.shield = True
+                    await self._log.append(job_id, [accepted], 0)
+            else:
+                await self._log.append(job_id, [accepted], 0)
+        except (LogError, trio.TooSlowError):
+            self._snapshots.release(job_id)
+            self._dismiss()
+            raise
+        actor = JobActor(
+            snapshot=apply(None, job_id, accepted),
+            work=Work(
+                provider=target.provider,
+                call=ProviderCall(command.body, command.fields, target.model, command.headers),
+                as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
+                keeps_result=kept,
+                may_detach=command.may_detach,
+            ),
+            log=self._log,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            logger=self._logger.bind(job_id=job_id, request_id=command.request_id),
+            buffer_runs=self._limits.subscriber_buffer_runs,
+            on_end=self._ended,
+            on_gone=self._gone,
+        )
+        self._running[job_id] = actor
+        self._sizes[job_id] = len(command.body)
+        watch = actor.watch()
+        self._telemetry.job_accepted(command.mode)
+        self._nursery.start_soon(actor.run)
+        return actor, watch
+
+    def _admit(self, job_id: str, command: SubmitJob, *, kept: bool) -> None:
+        if self._draining:
+            raise OverloadedError("the gateway is shutting down; try again", retry_after_s=5)
+        if self._in_flight >= self._limits.max_in_flight:
+            raise OverloadedError("too many jobs are in flight; try again")
+        if kept:
+            try:
+                self._snapshots.reserve(job_id, len(command.body))
+            except SnapshotStoreFullError:
+                raise OverloadedError(
+                    "too many results are kept; try again later", retry_after_s=30
+                ) from None
+        self._in_flight += 1
+        if self._in_flight == 1:
+            self._idle = trio.Event()
+
+    def _dismiss(self) -> None:
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+
+    # -- watching --------------------------------------------------------------------------------
+
+    async def subscribe(
+        self, job_id: str, owner: str | None, after: FrameCursor | None
+    ) -> tuple[Subscription, JobActor | None, JobSnapshot, Watch | None]:
+        """Watch a job's frames from ``after`` (None: the start), running or ended, as one more watcher.
+
+        The caller closes the subscription and leaves the watch. Raises JobNotFoundError; JobConflictError
+        for a cursor of an attempt that was given up, for one that names no frame yet received, and for a
+        job that is run plain and so has no frames.
+        """
+        actor = self.actor(job_id, owner)
+        snapshot = actor.snapshot if actor else self.result(job_id, owner)
+        if actor is not None:
+            if not actor.as_stream:
+                raise JobConflictError("this job is run without a stream; there are no frames to watch")
+            snapshot = replace(snapshot, frames=actor.frames)
+        if after is not None:
+            _check_cursor(after, snapshot)
+        if actor is not None:
+            watch = actor.watch()
+            return actor.subscribe(after), actor, snapshot, watch
+        replay = Replay(job_id, self._log, attempt=snapshot.attempt, telemetry=self._telemetry)
+        return replay.subscribe(after), None, snapshot, None
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    async def cancel(self, job_id: str, owner: str | None, *, by: str) -> JobSnapshot:
+        """Stop a job and wait until that is recorded. A job that has ended is returned as it is.
+
+        Cancelled itself, it leaves the job's cancellation under way. Raises JobNotFoundError.
+        """
+        actor = self.actor(job_id, owner)
+        if actor is not None:
+            actor.tell(CancelJob(by=by, reason="cancelled on request"))
+            await actor.ended.wait()
+            return actor.snapshot
+        return await self.describe(job_id, owner)
+
+    async def delete(self, job_id: str, owner: str | None) -> None:
+        """Drop an ended job and its result. Raises JobNotFoundError, JobConflictError while it runs."""
+        if self.actor(job_id, owner) is not None:
+            raise JobConflictError("the job is still running; cancel it first")
+        snapshot = await self.describe(job_id, owner)
+        self._snapshots.remove(job_id)
+        await record_expiry(self._log, snapshot, at=self._clock.now())
+
+    def _ended(self, actor: JobActor) -> None:
+        """An actor has its terminal event: keep its result, free its place."""
+        snapshot = actor.snapshot
+        self._running.pop(actor.job_id, None)
+        size = self._sizes.pop(actor.job_id, 0)
+        if snapshot.ended and snapshot.detached:
+            self._expiry.put(snapshot, size + actor.frame_bytes + len(snapshot.message))
+        else:
+            self._snapshots.release(actor.job_id)
+        self._dismiss()
+        duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
+        self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
+
+    async def _gone(self, actor: JobActor) -> None:
+        """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""
+        await self._log.redact(actor.job_id)
+        self._attached_history.append(actor.job_id)
+        while len(self._attached_history) > self._limits.attached_history:
+            await self._log.forget(self._attached_history.popleft())
+
+    async def drain(self, within_s: float) -> None:
+        """Refuse new jobs, wait up to ``within_s`` for the running ones, then record what is left.
+
+        With a durable log detached jobs are left for the next start; all others end as failed. Bounded by
+        ``within_s`` and a commit's time. Idempotent.
+        """
+        self._draining = True
+        with trio.move_on_after(within_s):
+            await self._idle.wait()
+        left = list(self._running.values())
+        for actor in left:
+            leave = self._log.durable and actor.snapshot.detached
+            actor.tell(StopForShutdown(leave_unfinished=leave))
+        with trio.move_on_after(COMMIT_TIMEOUT_S):
+            for actor in left:
+                await actor.ended.wait()
+        if left:
+            self._logger.warning("jobs stopped by shutdown", action="drain.stopped", jobs=len(left))
+
+
+def _check_cursor(after: FrameCursor, snapshot: JobSnapshot) -> None:
+    if after.attempt < snapshot.attempt:
+        raise JobConflictError(f"attempt {after.attempt} of this job was given up; read its stream anew")
+    if after.attempt > snapshot.attempt or after.frame > snapshot.frames:
+        raise JobConflictError(f"the job has no frame {after}; read its stream anew")

@@ -1,0 +1,59 @@
+"""What the actors tell about their work in numbers. The daemon's metrics implement it.
+
+Every method is called on hot paths: it returns at once, does no I/O and never raises.
+"""
+
+from typing import Protocol
+
+from events.state import JobState
+from events.types import Mode, Usage
+
+
+class Telemetry(Protocol):
+    """The recording side of metrics. ``provider`` is always a configured name: labels stay bounded."""
+
+    def job_accepted(self, mode: Mode) -> None:
+        """A job was committed to the log."""
+        ...
+
+    def job_ended(self, mode: Mode, state: JobState, duration_s: float, usage: Usage) -> None:
+        """A job has its terminal event, ``duration_s`` after it was accepted."""
+        ...
+
+    def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
+        """The first frame of a job came from upstream, ``delay_s`` after the job was accepted."""
+        ...
+
+    def frames(self, provider: str, count: int) -> None:
+        """``count`` more frames came from upstream."""
+        ...
+
+    def subscribers(self, delta: int) -> None:
+        """``delta`` watchers came (or left, when negative)."""
+        ...
+
+    def lagged(self) -> None:
+        """A watcher fell behind its buffer and reads from the log now."""
+        ...
+
+
+class NullTelemetry:
+    """Records nothing."""
+
+    def job_accepted(self, mode: Mode) -> None:
+        """See :meth:`Telemetry.job_accepted`."""
+
+    def job_ended(self, mode: Mode, state: JobState, duration_s: float, usage: Usage) -> None:
+        """See :meth:`Telemetry.job_ended`."""
+
+    def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
+        """See :meth:`Telemetry.first_frame`."""
+
+    def frames(self, provider: str, count: int) -> None:
+        """See :meth:`Telemetry.frames`."""
+
+    def subscribers(self, delta: int) -> None:
+        """See :meth:`Telemetry.subscribers`."""
+
+    def lagged(self) -> None:
+        """See :meth:`Telemetry.lagged`."""

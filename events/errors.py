@@ -1,0 +1,53 @@
+"""What can go wrong with the facts.
+
+::
+
+    EventsError
+    +-- IllegalTransition     an event that the job's state does not allow; nothing was changed
+    +-- BadFrameError         a stream frame that breaks the Messages streaming protocol
+    +-- CodecError            bytes that are no event we can read, or an event that cannot be written
+    +-- LogError
+        +-- SequenceConflict  the writer has not seen the job's last event; nothing was appended
+        +-- UnknownJobError   the log holds no such job (never did, or it was forgotten)
+        +-- LogUnavailableError  the log cannot take writes now (disk full, I/O error, closed)
+"""
+
+
+class EventsError(Exception):
+    """Base of every error raised by :mod:`events`."""
+
+
+class IllegalTransition(EventsError):  # noqa: N818 - a standard term
+    """The event does not follow from the job's state. Nothing was changed."""
+
+
+class BadFrameError(EventsError):
+    """An upstream frame broke the streaming protocol (not JSON, out of order, wrong shape)."""
+
+
+class CodecError(EventsError):
+    """No event: garbage, an unknown kind or schema version. Or one that JSON cannot hold.
+
+    The message names places and kinds, never content.
+    """
+
+
+class LogError(EventsError):
+    """Base of what an event log raises."""
+
+
+class SequenceConflict(LogError):  # noqa: N818 - a standard term
+    """``expected_seq`` is not the job's last ``seq``: another writer was here. Nothing was appended."""
+
+    def __init__(self, job_id: str, *, expected: int, actual: int) -> None:
+        super().__init__(f"job {job_id}: expected last seq {expected}, log has {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
+class UnknownJobError(LogError):
+    """The log holds no event of this job."""
+
+
+class LogUnavailableError(LogError):
+    """The log cannot take this write now. Nothing was appended."""

@@ -1,0 +1,1 @@
+"""The event log: one port (:mod:`events.log.base`), one adapter a file."""

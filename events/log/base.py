@@ -1,0 +1,143 @@
+"""The port of the event log: small enough for a dict, a file and a cluster.
+
+Guarantees every adapter gives (``tests/contracts/test_event_log.py`` holds them to it):
+
+* ``append`` is all or nothing, and durable when it returns, as far as the adapter is durable at all.
+* A job's ``seq`` counts 1, 2, 3... without holes. A writer that has not seen the last event is refused.
+* An illegal event (see :mod:`events.state`) is refused: the log never holds a history that does not fold.
+* Cancelling a write leaves it either done or not done, never half; the caller finds out with ``read``.
+* An adapter that need not wait does not checkpoint.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from events.log.follow import Follower
+from events.projections import JobSnapshot
+from events.state import JobState
+from events.types import Event, StoredEvent
+
+
+class FrameCursor(NamedTuple):
+    """A place in a job's stream: after frame ``frame`` of attempt ``attempt``. ``(n, 0)`` is its start."""
+
+    attempt: int
+    frame: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.frame}"
+
+
+class FrameRun(NamedTuple):
+    """Consecutive frames of one attempt."""
+
+    attempt: int
+    first: int
+    frames: tuple[bytes, ...]
+
+    @property
+    def cursor(self) -> FrameCursor:
+        """The place after the last frame of the run."""
+        return FrameCursor(self.attempt, self.first + len(self.frames) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a page shows. ``None`` does not filter."""
+
+    owner: str | None = None
+    states: frozenset[JobState] | None = None
+    model: str | None = None
+
+
+class Page(NamedTuple):
+    """A page of jobs, newest first."""
+
+    jobs: list[JobSnapshot]
+    has_more: bool
+
+
+class EventLog(Protocol):
+    """Where the facts are kept."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what was appended outlives the process."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory held for bodies, frames and messages, as far as the adapter holds them in memory."""
+        ...
+
+    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+        """Append ``events`` (at least one); return the job's new last ``seq``.
+
+        ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict
+        or IllegalTransition, and appends nothing then; LogUnavailableError when it cannot be written.
+        """
+        ...
+
+    async def append_frames(
+        self, job_id: str, attempt: int, frames: Sequence[bytes], expected_seq: int, at: float
+    ) -> int:
+        """Append one FramesReceived, numbered on from the attempt's last frame; return the new last ``seq``.
+
+        Readable at once; on disk no later than the job's next :meth:`append`. Waits while the adapter's
+        write buffer is full.
+        """
+        ...
+
+    async def read(self, job_id: str, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        """Up to ``limit`` events with ``seq > after``, in order. Raises UnknownJobError."""
+        ...
+
+    async def read_frames(self, job_id: str, after: FrameCursor, max_bytes: int = 1 << 18) -> FrameRun | None:
+        """The frames of attempt ``after.attempt`` that follow ``after``, about ``max_bytes`` of them.
+
+        At least one frame when there is any; None when there is none (yet). Raises UnknownJobError.
+        """
+        ...
+
+    def follow(self, job_id: str, after: int = 0) -> AbstractContextManager[Follower]:
+        """Replay the events with ``seq > after``, then go on live; ends after the terminal event.
+
+        Slow readers hold nothing up and lose nothing.
+        """
+        ...
+
+    async def snapshot(self, job_id: str) -> JobSnapshot:
+        """The projection of the job's events. Raises UnknownJobError."""
+        ...
+
+    async def unfinished(self) -> list[JobSnapshot]:
+        """Jobs without a terminal event, in the order they were accepted."""
+        ...
+
+    async def page(
+        self,
+        where: JobFilter,
+        *,
+        limit: int,
+        after_id: str | None = None,
+        before_id: str | None = None,
+    ) -> Page:
+        """Jobs newest first: ``limit`` older than ``after_id``, or ``limit`` newer than ``before_id``.
+
+        Expired jobs are not shown. Raises UnknownJobError when the cursor names no known job.
+        """
+        ...
+
+    async def redact(self, job_id: str) -> None:
+        """Drop the content (body, frames, message), keep the events. Idempotent; unknown jobs are ignored."""
+        ...
+
+    async def forget(self, job_id: str) -> None:
+        """Drop everything about the job. Idempotent; unknown jobs are ignored."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write what is buffered and release what is held. The log takes nothing afterwards."""
+        ...

@@ -1,0 +1,271 @@
+"""The application: routes, and what every answer has in common. One definition a route.
+
+:func:`create_app` is the only way to one; there is no module-level app. Around Quart sits
+:class:`GatewayConnection`, which gives each request its id, takes the ``/anthropic`` prefix off, and closes
+what the request opened, whichever way it ended. Quart-Trio cancels a request when its client leaves:
+nothing of a job ever runs in here.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, cast
+
+import quart
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+from quart.wrappers import Response
+from quart.wrappers.response import ResponseBody
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
+
+from service.auth import Principal
+from service.dependencies import Dependencies
+from service.errors import InvalidRequestError, NotFoundError, failure_of
+from service.http import Reply, ReplyStream, Request, RequestHeaders
+from service.preferences import ASYNC, ASYNC_ID
+from service.replies import error_reply
+from service.routes import count_tokens, health, jobs, messages, models
+
+PREFIX = "/anthropic"
+EXCHANGE = "messagesd.exchange"
+
+P = ParamSpec("P")
+Handler = Callable[Concatenate[Dependencies, Request, P], Awaitable[Reply]]
+
+_ANYONE = Principal(name="", anonymous=True)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, from the first byte to the last."""
+
+    request_id: str
+    prefix: str
+    closing: ExitStack = field(default_factory=ExitStack)
+    route: str | None = None
+    status: int = 0
+
+
+class GatewayConnection(TrioASGIHTTPConnection):
+    """One HTTP request, around Quart's own handling of it."""
+
+    app: "GatewayApp"
+
+    def __init__(self, app: "GatewayApp", scope: HTTPScope) -> None:
+        path = scope["path"]
+        prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
+        self._exchange = Exchange(f"req_{secrets.token_hex(12)}", prefix)
+        ours = cast(HTTPScope, {**scope, "path": path[len(prefix) :] or "/", EXCHANGE: self._exchange})
+        super().__init__(app, ours)
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve the request. What it opened is closed when this returns, also when the client left."""
+        exchange = self._exchange
+        started = perf_counter()
+
+        async def send_with_id(message: ASGISendEvent) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], (b"request-id", exchange.request_id.encode())]
+            await send(message)
+
+        try:
+            with exchange.closing:
+                await super().__call__(receive, send_with_id)
+        finally:
+            self.app.answered(self.scope, exchange, perf_counter() - started)
+
+
+class GatewayApp(QuartTrio):
+    """Quart-Trio with our connection. Serves HTTP only."""
+
+    # quart-trio's annotation names its own class where Quart asks for any of its kind.
+    asgi_http_class = GatewayConnection  # type: ignore[assignment]
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        super().__init__("service", static_folder=None)
+        self.dependencies = dependencies
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """ASGI entry. WebSockets are refused (403 on the wire): there is nothing to say on one."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+            return
+        await super().__call__(scope, receive, send)
+
+    def answered(self, scope: Any, exchange: Exchange, duration_s: float) -> None:
+        """Count and log a request. Status 0: the client left before the answer began."""
+        self.dependencies.metrics.http_request(scope["method"], exchange.route, exchange.status)
+        self.dependencies.logger.debug(
+            "request answered",
+            action="http.answered",
+            method=scope["method"],
+            path=scope["path"],
+            status=exchange.status,
+            request_id=exchange.request_id,
+            duration_s=round(duration_s, 4),
+        )
+
+
+class _StreamedBody(ResponseBody):
+    """Lets Quart iterate a reply's stream. Closing is the exchange's business, not the iterator's."""
+
+    def __init__(self, stream: ReplyStream) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> "_StreamedBody":
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException], exc_value: BaseException, tb: TracebackType
+    ) -> None:
+        return None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__()
+
+
+def _exchange() -> Exchange:
+    return cast(Exchange, cast(Any, quart.request.scope)[EXCHANGE])
+
+
+def _response(reply: Reply) -> Response:
+    app = quart.current_app
+    body = reply.body if isinstance(reply.body, bytes) else _StreamedBody(reply.body)
+    response = app.response_class(body, reply.status, content_type=reply.content_type)
+    if not isinstance(reply.body, bytes):
+        response.timeout = None
+        # Reverse proxies buffer a stream unless told not to.
+        response.headers["cache-control"] = "no-cache"
+        response.headers["x-accel-buffering"] = "no"
+    for name, value in reply.headers:
+        response.headers.add(name, value)
+    return response
+
+
+async def _read_body() -> bytes:
+    return cast(bytes, await quart.request.get_data(as_text=False))
+
+
+def _authenticated(deps: Dependencies, headers: RequestHeaders, access: str) -> Principal:
+    if access == "open" or (access == "keyed" and not deps.authenticator.keys_configured):
+        return _ANYONE
+    return deps.authenticator.authenticate(headers)
+
+
+def _view(
+    deps: Dependencies, handler: Handler[...], *, access: str, makes_jobs: bool
+) -> Callable[..., Awaitable[Response]]:
+    """A Quart view of a handler: credentials, the request as handlers see it, errors as replies."""
+
+    async def view(**path_parts: str) -> Response:
+        exchange = _exchange()
+        scope = cast(HTTPScope, quart.request.scope)
+        rule = cast(Rule, quart.request.url_rule)
+        exchange.route = rule.rule
+        try:
+            headers = RequestHeaders(scope["headers"])
+            principal = _authenticated(deps, headers, access)
+            if not makes_jobs and access == "key":
+                _refuse_job_headers(headers)
+            request = Request(
+                method=scope["method"],
+                path=scope["path"],
+                headers=headers,
+                query=quart.request.args,
+                principal=principal,
+                request_id=exchange.request_id,
+                origin=_origin(deps, scope, headers) + exchange.prefix,
+                read_body=_read_body,
+                closing=exchange.closing,
+            )
+            reply = await handler(deps, request, **path_parts)
+        except Exception as error:  # noqa: BLE001 - the wire has an envelope for every error
+            reply = _error_reply(deps, error, exchange)
+        return _response(reply)
+
+    view.__name__ = handler.__name__
+    view.__doc__ = handler.__doc__
+    return view
+
+
+def _refuse_job_headers(headers: RequestHeaders) -> None:
+    if ASYNC in headers:
+        raise InvalidRequestError(f"{ASYNC}: only POST /v1/messages runs as an async job")
+    if ASYNC_ID in headers:
+        raise NotFoundError(f"{ASYNC_ID}: jobs are polled at POST /v1/messages")
+
+
+def _origin(deps: Dependencies, scope: HTTPScope, headers: RequestHeaders) -> str:
+    public_url = deps.settings.server.public_url
+    if public_url is not None:
+        return str(public_url).rstrip("/")
+    return f"{scope['scheme']}://{headers.get('host') or deps.settings.server.host}"
+
+
+def _error_reply(deps: Dependencies, error: Exception, exchange: Exchange) -> Reply:
+    failure = failure_of(error)
+    if failure.status == 500:
+        deps.logger.error(
+            "request failed",
+            action="http.failed",
+            request_id=exchange.request_id,
+            exc_info=error,
+        )
+    return error_reply(failure, exchange.request_id)
+
+
+def create_app(deps: Dependencies) -> GatewayApp:
+    """The application over these parts."""
+    app = GatewayApp(deps)
+    app.config["MAX_CONTENT_LENGTH"] = deps.settings.server.max_body_bytes
+    app.config["BODY_TIMEOUT"] = deps.settings.server.body_timeout_s
+    # Streams end when their job does; the bound on a stalled reader is the socket's.
+    app.config["RESPONSE_TIMEOUT"] = None
+    # A second slash is another path, and a redirect would not be an Anthropic error.
+    app.url_map.merge_slashes = False
+
+    def route(
+        path: str,
+        handler: Handler[...],
+        *methods: str,
+        access: str = "key",
+        makes_jobs: bool = False,
+    ) -> None:
+        app.add_url_rule(
+            path,
+            endpoint=f"{handler.__name__}:{path}",
+            view_func=_view(deps, handler, access=access, makes_jobs=makes_jobs),
+            methods=list(methods or ("GET",)),
+            provide_automatic_options=False,
+            strict_slashes=True,
+        )
+
+    route("/v1/messages", messages.post_messages, "POST", makes_jobs=True)
+    route("/v1/messages/count_tokens", count_tokens.count_tokens, "POST")
+    route("/v1/messages/<path:rest>", count_tokens.forward, "POST")
+    route("/v1/models", models.list_models)
+    route("/v1/models/<path:model_id>", models.get_model)
+    route("/v1/jobs", jobs.list_jobs)
+    route("/v1/jobs/<job_id>", jobs.get_job)
+    route("/v1/jobs/<job_id>", jobs.delete_job, "DELETE")
+    route("/v1/jobs/<job_id>/events", jobs.job_events)
+    route("/v1/jobs/<job_id>/stream", jobs.job_stream)
+    route("/v1/jobs/<job_id>/cancel", jobs.cancel_job, "POST")
+    route("/", health.root, access="open")
+    route("/api/hello", health.root, access="open")
+    route("/healthz", health.healthz, access="open")
+    route("/readyz", health.readyz, access="keyed")
+    route("/metrics", health.metrics, access="keyed")
+
+    async def on_error(error: Exception) -> Response:
+        return _response(_error_reply(deps, error, _exchange()))
+
+    app.register_error_handler(HTTPException, on_error)
+    app.register_error_handler(Exception, on_error)
+    return app

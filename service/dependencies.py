@@ -1,0 +1,29 @@
+"""What handlers need, built once by :mod:`service.main`."""
+
+from dataclasses import dataclass
+
+import structlog
+
+from actors.clock import Clock
+from actors.router import Router
+from actors.supervisor import Supervisor
+from events.log.base import EventLog
+from service.auth import Authenticator
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    """The parts of one running gateway."""
+
+    settings: Settings
+    supervisor: Supervisor
+    router: Router
+    log: EventLog
+    authenticator: Authenticator
+    metrics: Metrics
+    clock: Clock
+    started_at: float
+    """Unix seconds."""
+    logger: structlog.typing.FilteringBoundLogger

@@ -1,0 +1,93 @@
+"""A request and a reply of the wire, as handlers see them. Nothing here knows the web framework.
+
+That is what lets a handler be one function, whatever serves it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.auth import Principal
+from service.errors import InvalidRequestError
+
+
+class RequestHeaders:
+    """Request header fields. Names are looked up in lower case; values are Latin-1 (RFC 9110, 5.5)."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self._fields: dict[str, list[str]] = {}
+        for name, value in fields:
+            self._fields.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The first value."""
+        values = self._fields.get(name)
+        return values[0] if values else default
+
+    def getlist(self, name: str) -> list[str]:
+        """All values, in order."""
+        return self._fields.get(name, [])
+
+    def single(self, name: str) -> str | None:
+        """The value of a field that may come once. Raises InvalidRequestError when it comes twice."""
+        values = self._fields.get(name)
+        if values is None:
+            return None
+        if len(values) > 1:
+            raise InvalidRequestError(f"{name}: this header may be given only once")
+        return values[0].strip()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Every field, repeated names repeated, grouped by name."""
+        return ((name, value) for name, values in self._fields.items() for value in values)
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    """Without the ``/anthropic`` prefix."""
+    headers: RequestHeaders
+    query: Mapping[str, str]
+    principal: Principal
+    request_id: str
+    origin: str
+    """Scheme, host and prefix under which the client reached us, no slash at the end."""
+    read_body: Callable[[], Awaitable[bytes]]
+    """The whole body; raises the framework's errors for one that is too large or too slow."""
+    closing: ExitStack
+    """Closed when the request is over, however it ends: finished, failed, or its client gone."""
+
+    @property
+    def owner(self) -> str | None:
+        """Whose jobs the caller may see; None: everybody's."""
+        return None if self.principal.admin else self.principal.name
+
+
+class ReplyStream(Protocol):
+    """The body of a streamed reply."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Chunks as they are to leave."""
+        ...
+
+
+HeaderList = list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Reply:
+    """One HTTP response."""
+
+    status: int
+    body: bytes | ReplyStream
+    headers: HeaderList = field(default_factory=list)
+    content_type: str = "application/json"

@@ -1,0 +1,199 @@
+"""The composition root: builds every part once, and owns signals and the order of shutdown.
+
+Lifetimes are nested as the code is: event log, providers, actors, connections. The innermost ends first,
+so an actor always has a log to write its last event to, and a connection always has an actor to hear from
+until it is told to go.
+"""
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import click
+import structlog
+import trio
+from hypercorn.config import Config
+
+from actors.clock import Clock
+from actors.expiry import Expiry
+from actors.providers.base import Provider
+from actors.providers.registry import open_providers
+from actors.router import Route, Router
+from actors.supervisor import Supervisor, SupervisorLimits
+from events.log.base import EventLog
+from events.log.memory import MemoryLog
+from events.snapshots import SnapshotStore
+from service.app import create_app
+from service.auth import Authenticator
+from service.dependencies import Dependencies
+from service.logs import hypercorn_logger, make_logger
+from service.metrics import Metrics
+from service.server import Server, listen
+from service.settings import Settings
+
+FLUSH_GRACE_S = 1.0
+"""Time beyond the drain deadline for last bytes (terminal events, error frames) to reach their readers."""
+REQUESTS_PER_CONNECTION = 1_000_000
+"""After so many a kept connection is closed, which lets load balancers spread again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """A running gateway."""
+
+    url: str
+    """Where it listens; the first address, without a slash at the end."""
+    urls: tuple[str, ...]
+    dependencies: Dependencies
+    log: EventLog
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Its jobs."""
+        return self.dependencies.supervisor
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings,
+    *,
+    providers: Mapping[str, Provider] | None = None,
+    logger: structlog.typing.FilteringBoundLogger | None = None,
+) -> AsyncIterator[Gateway]:
+    """Run the whole daemon inside the caller's trio program, on the caller's clock.
+
+    On leaving normally it drains: new jobs are refused, running ones get ``jobs.drain_s``, what is left is
+    recorded, connections are closed. When the body raises or is cancelled, everything is cancelled at once.
+    ``providers`` replaces the configured ones (scenarios bring their own). Raises OSError when it cannot
+    listen.
+    """
+    logger = logger or make_logger(settings.logging, sys.stderr)
+    sockets = listen(
+        settings.server.host,
+        settings.server.port,
+        backlog=settings.server.backlog,
+        send_timeout_s=settings.server.send_timeout_s,
+    )
+    urls = tuple(_url_of(sock.getsockname()) for sock in sockets)
+    async with (
+        aclosing(MemoryLog()) as log,
+        _providers(settings, providers, logger) as named,
+        trio.open_nursery() as actors,
+    ):
+        dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
+        server = Server(create_app(dependencies), _hypercorn_config(settings, logger), sockets, logger=logger)
+        async with trio.open_nursery() as connections:
+            await connections.start(server.run)
+            yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
+            logger.info("shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight)
+            drain_until = trio.current_time() + settings.jobs.drain_s
+            await dependencies.supervisor.drain(settings.jobs.drain_s)
+            await server.close_idle()
+            server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
+        actors.cancel_scope.cancel()
+        logger.info("shut down", action="drain.done")
+
+
+@asynccontextmanager
+async def _providers(
+    settings: Settings,
+    given: Mapping[str, Provider] | None,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> AsyncIterator[Mapping[str, Provider]]:
+    if given is not None:
+        yield given
+        return
+    async with open_providers(settings.providers, log=logger) as configured:
+        yield configured
+
+
+def _assemble(
+    settings: Settings,
+    *,
+    log: EventLog,
+    providers: Mapping[str, Provider],
+    actors: trio.Nursery,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> Dependencies:
+    clock = Clock()
+    metrics = Metrics()
+    snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes)
+    expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger)
+    actors.start_soon(expiry.run)
+    routes = [Route(route.model, route.provider, route.rename) for route in settings.routes]
+    router = Router(routes, providers)
+    supervisor = Supervisor(
+        nursery=actors,
+        log=log,
+        snapshots=snapshots,
+        expiry=expiry,
+        router=router,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        limits=SupervisorLimits(
+            max_in_flight=settings.jobs.max_in_flight,
+            attached_history=settings.jobs.attached_history,
+            subscriber_buffer_runs=settings.jobs.subscriber_buffer,
+        ),
+    )
+    metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
+    return Dependencies(
+        settings=settings,
+        supervisor=supervisor,
+        router=router,
+        log=log,
+        authenticator=Authenticator.of(settings),
+        metrics=metrics,
+        clock=clock,
+        started_at=clock.now(),
+        logger=logger,
+    )
+
+
+def _hypercorn_config(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Config:
+    config = Config()
+    config.logger_class = hypercorn_logger(logger)
+    config.h11_max_incomplete_size = settings.server.max_header_bytes
+    config.keep_alive_timeout = settings.server.keep_alive_timeout_s
+    config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
+    config.include_server_header = False
+    return config
+
+
+def _url_of(address: tuple[object, ...]) -> str:
+    host, port = str(address[0]), address[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain. A second signal ends everything at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def end_at_second_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            async with open_gateway(settings) as gateway:
+                click.echo(banner(settings, gateway))
+                await anext(signals)
+                nursery.start_soon(end_at_second_signal)
+            nursery.cancel_scope.cancel()
+
+
+def banner(settings: Settings, gateway: Gateway) -> str:
+    """What the operator sees at start: address, providers, routes, log, and who may call."""
+    lines = [f"messagesd listens on {', '.join(gateway.urls)}"]
+    lines += [f"  note: {notice}" for notice in settings.notices]
+    lines += [f"  provider {provider.name} ({provider.kind})" for provider in settings.providers]
+    for route in settings.routes:
+        renamed = f" as {route.rename}" if route.rename else ""
+        lines.append(f"  route {route.model} -> {route.provider}{renamed}")
+    durable = "" if gateway.log.durable else " (nothing outlives the process)"
+    lines.append(f"  log {settings.log.url}{durable}")
+    anonymous = gateway.dependencies.authenticator.anonymous_allowed
+    lines.append(f"  anonymous calls are {'allowed' if anonymous else 'refused'}; keys: {len(settings.keys)}")
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Numbers for Prometheus, in a registry of their own: two gateways in one process do not mix.
+
+Labels are bounded: modes, states, providers and routes come from the code and the configuration; job ids
+and model names are never labels.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from events.state import JobState
+from events.types import Mode, Usage
+
+# The exposition format every Prometheus reads: https://prometheus.io/docs/instrumenting/exposition_formats/
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+UNKNOWN_ROUTE = "unmatched"
+MAX_ROUTES = 100
+"""Route templates told apart; what comes after them counts as ``unmatched``."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_DELAY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_TOKEN_FIELDS = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_input_tokens": "cache_read",
+    "cache_creation_input_tokens": "cache_creation",
+}
+# Beyond it a float no longer counts one by one; no honest upstream reports it.
+_MAX_TOKENS = 2**53
+
+
+class Metrics:
+    """Implements :class:`actors.telemetry.Telemetry`. No method raises, whatever an upstream reports."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(namespace="messagesd", registry=self.registry)
+        self._requests = self._counter(
+            "http_requests", "HTTP requests answered.", "method", "route", "status"
+        )
+        self._accepted = self._counter("jobs_accepted", "Jobs accepted.", "mode")
+        self._jobs = self._counter("jobs", "Jobs ended.", "mode", "status")
+        self._frames = self._counter("frames", "Frames received from upstream.", "provider")
+        self._tokens = self._counter("tokens", "Tokens of ended jobs.", "direction")
+        self._lagging = self._counter("lagging", "Watchers that fell behind and read from the log.")
+        self._first_frame = Histogram(
+            "messagesd_time_to_first_frame_seconds",
+            "From a job being accepted to its first frame.",
+            ("mode", "provider"),
+            buckets=_DELAY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "messagesd_job_duration_seconds",
+            "From a job being accepted to its end.",
+            ("mode",),
+            buckets=_DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._subscribers = self._gauge("subscribers", "Watchers of running jobs.")
+        self._in_flight = self._gauge("jobs_in_flight", "Jobs accepted and not ended.")
+        self._snapshot_bytes = self._gauge("snapshot_bytes", "Bytes held for kept results.")
+        # Resolving labels takes a lock and builds strings; the hot paths keep what it gave.
+        self._request_children: dict[tuple[str, str, int], Counter] = {}
+        self._routes: set[str] = {UNKNOWN_ROUTE}
+        self._frame_children: dict[str, Counter] = {}
+        self._first_frame_children: dict[tuple[Mode, str], Histogram] = {}
+        # Shown as 0 from the start, so that a rate over the first increment is not lost.
+        self._accepted_children = {mode: self._accepted.labels(mode.value) for mode in Mode}
+        self._duration_children = {mode: self._duration.labels(mode.value) for mode in Mode}
+        self._token_children = {name: self._tokens.labels(label) for name, label in _TOKEN_FIELDS.items()}
+        self._job_children = {
+            (mode, state): self._jobs.labels(mode.value, state.value)
+            for mode in Mode
+            for state in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+        }
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"messagesd_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"messagesd_{name}", text, registry=self.registry)
+
+    def watch(self, *, in_flight: Callable[[], int], snapshot_bytes: Callable[[], int]) -> None:
+        """Read these two, which others count, whenever the metrics are rendered."""
+        self._in_flight.set_function(in_flight)
+        self._snapshot_bytes.set_function(snapshot_bytes)
+
+    def http_request(self, method: str, route: str | None, status: int) -> None:
+        """A request was answered. ``route`` is the template (``/v1/jobs/<job_id>``), None if none matched."""
+        key = (method, route or UNKNOWN_ROUTE, status)
+        child = self._request_children.get(key)
+        if child is None:
+            child = self._request_child(*key)
+        child.inc()
+
+    def _request_child(self, method: str, route: str, status: int) -> Counter:
+        if method not in _METHODS:
+            method = "other"
+        if route not in self._routes:
+            if len(self._routes) < MAX_ROUTES:
+                self._routes.add(route)
+            else:
+                route = UNKNOWN_ROUTE
+        if not 100 <= status <= 599:
+            status = 0
+        key = (method, route, status)
+        child = self._request_children.get(key)
+        if child is None:
+            child = self._request_children[key] = self._requests.labels(method, route, str(status))
+        return child
+
+    def job_accepted(self, mode: Mode) -> None:
+        """A job was committed to the log."""
+        self._accepted_children[mode].inc()
+
+    def job_ended(self, mode: Mode, state: JobState, duration_s: float, usage: Usage) -> None:
+        """A job has its terminal event, ``duration_s`` after it was accepted."""
+        child = self._job_children.get((mode, state))
+        if child is not None:
+            child.inc()
+        self._duration_children[mode].observe(max(duration_s, 0.0))
+        for name, counter in self._token_children.items():
+            tokens = usage.get(name)
+            # The upstream's word: it may be anything, and a counter takes no negative number.
+            if type(tokens) is int and 0 < tokens <= _MAX_TOKENS:
+                counter.inc(tokens)
+
+    def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
+        """The first frame of a job came from upstream, ``delay_s`` after the job was accepted."""
+        child = self._first_frame_children.get((mode, provider))
+        if child is None:
+            child = self._first_frame.labels(mode.value, provider)
+            self._first_frame_children[mode, provider] = child
+        child.observe(max(delay_s, 0.0))
+
+    def frames(self, provider: str, count: int) -> None:
+        """``count`` more frames came from upstream."""
+        child = self._frame_children.get(provider)
+        if child is None:
+            child = self._frame_children[provider] = self._frames.labels(provider)
+        child.inc(count)
+
+    def subscribers(self, delta: int) -> None:
+        """``delta`` watchers came (or left, when negative)."""
+        self._subscribers.inc(delta)
+
+    def lagged(self) -> None:
+        """A watcher fell behind its buffer and reads from the log now."""
+        self._lagging.inc()
+
+    def render(self) -> tuple[bytes, str]:
+        """The text exposition of every metric, and its content type."""
+        return generate_latest(self.registry), TEXT_FORMAT

@@ -1,0 +1,82 @@
+"""The control headers of the Messages route: async, detach, time to live, ``Prefer: wait``."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from service.errors import InvalidRequestError
+from service.http import RequestHeaders
+from service.settings_sections import JobsSettings
+
+ASYNC = "x-bf-async"
+ASYNC_ID = "x-bf-async-id"
+RESULT_TTL = "x-bf-async-job-result-ttl"
+DETACH = "x-bf-detach"
+MAX_NUMBER_CHARS = 16
+"""Longer numerals than any bound of ours are refused unread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferences:
+    """How the caller wants a message made."""
+
+    asynchronous: bool
+    detached: bool
+    result_ttl_s: float
+    wait_s: float | None
+
+
+def preferences_of(headers: RequestHeaders, jobs: JobsSettings) -> Preferences:
+    """Read the control headers. Raises InvalidRequestError for any value the contract does not name."""
+    return Preferences(
+        asynchronous=_flag(headers, ASYNC),
+        detached=_flag(headers, DETACH),
+        result_ttl_s=_result_ttl_s(headers, jobs),
+        wait_s=wait_s(headers, jobs),
+    )
+
+
+def _flag(headers: RequestHeaders, name: str) -> bool:
+    match headers.single(name):
+        case None | "false":
+            return False
+        case "true":
+            return True
+        case _:
+            raise InvalidRequestError(f"{name}: expected true or false")
+
+
+def _result_ttl_s(headers: RequestHeaders, jobs: JobsSettings) -> float:
+    text = headers.single(RESULT_TTL)
+    if text is None:
+        return jobs.result_ttl_s
+    whole = text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_CHARS
+    ttl_s = int(text) if whole else 0
+    if not 1 <= ttl_s <= jobs.max_result_ttl_s:
+        raise InvalidRequestError(
+            f"{RESULT_TTL}: expected whole seconds from 1 to {jobs.max_result_ttl_s:.0f}"
+        )
+    return float(ttl_s)
+
+
+def wait_s(headers: RequestHeaders, jobs: JobsSettings) -> float | None:
+    """``Prefer: wait=S`` (RFC 7240, 4.3), at most ``jobs.max_wait_s``; None without it.
+
+    Preferences we do not know, or cannot read, are ignored, as the RFC asks.
+    """
+    for value in headers.getlist("prefer"):
+        for preference in value.split(","):
+            name, _, seconds = preference.partition(";")[0].partition("=")
+            if name.strip().lower() != "wait":
+                continue
+            try:
+                wanted = float(seconds.strip().strip('"')[:MAX_NUMBER_CHARS])
+            except ValueError:
+                continue
+            if isfinite(wanted) and wanted >= 0:
+                return min(wanted, jobs.max_wait_s)
+    return None
+
+
+def applied(seconds: float) -> tuple[str, str]:
+    """The header that says which wait was honoured."""
+    return ("preference-applied", f"wait={seconds:g}")

@@ -1,0 +1,143 @@
+"""``/v1/jobs``: list, look at, watch, cancel and delete jobs."""
+
+import orjson
+
+from events.codec import public
+from events.errors import UnknownJobError
+from events.log.base import JobFilter
+from events.projections import JobSnapshot
+from events.state import JobState
+from events.types import Failure, StoredEvent
+from service import sse
+from service.dependencies import Dependencies
+from service.errors import InvalidRequestError
+from service.http import Reply, Request
+from service.replies import failed_job_reply, job_headers, job_object, json_reply
+from service.routes.pagination import page_query
+
+_STATUSES = {state.value: state for state in JobState if state is not JobState.EXPIRED}
+MAX_EVENTS = 1000
+"""Events in one answer; ``after`` reads on."""
+MAX_SEQ_DIGITS = 12
+
+
+async def list_jobs(deps: Dependencies, request: Request) -> Reply:
+    """The caller's jobs, newest first."""
+    query = page_query(request)
+    status = request.query.get("status")
+    if status is not None and status not in _STATUSES:
+        raise InvalidRequestError(f"status: expected one of {', '.join(_STATUSES)}")
+    where = JobFilter(
+        owner=request.owner,
+        states=frozenset({_STATUSES[status]}) if status else None,
+        model=request.query.get("model"),
+    )
+    page = await deps.supervisor.page(
+        where, limit=query.limit, after_id=query.after_id, before_id=query.before_id
+    )
+    return json_reply(
+        {
+            "data": [job_object(job) for job in page.jobs],
+            "has_more": page.has_more,
+            "first_id": page.jobs[0].job_id if page.jobs else None,
+            "last_id": page.jobs[-1].job_id if page.jobs else None,
+        }
+    )
+
+
+def _job_reply(snapshot: JobSnapshot) -> Reply:
+    reply = json_reply(job_object(snapshot))
+    reply.headers.extend(job_headers(snapshot))
+    return reply
+
+
+async def get_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """One job."""
+    return _job_reply(await deps.supervisor.describe(job_id, request.owner))
+
+
+async def cancel_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """Stop a job; one that has ended stays as it is."""
+    snapshot = await deps.supervisor.cancel(job_id, request.owner, by=request.principal.name)
+    return _job_reply(snapshot)
+
+
+async def delete_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """Drop an ended job with its result and events."""
+    await deps.supervisor.delete(job_id, request.owner)
+    return json_reply({"id": job_id, "type": "job_deleted"})
+
+
+async def job_events(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """The job's events after ``?after=SEQ`` (or ``Last-Event-ID``): JSON, or as SSE, replayed then live."""
+    snapshot = await deps.supervisor.describe(job_id, request.owner)
+    live = "text/event-stream" in (request.headers.get("accept") or "")
+    after = _seq(request.query.get("after") or (request.headers.get("last-event-id") if live else None))
+    if live:
+        return await _event_feed(deps, request, snapshot, after)
+    events = await deps.log.read(job_id, after, MAX_EVENTS)
+    more = len(events) == MAX_EVENTS and events[-1].seq < snapshot.last_seq
+    reply = json_reply({"data": [public(event) for event in events], "has_more": more})
+    reply.headers.extend(job_headers(snapshot))
+    return reply
+
+
+def _seq(text: str | None) -> int:
+    if text is None or text == "":
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_SEQ_DIGITS):
+        raise InvalidRequestError("after: expected the seq of an event")
+    return int(text)
+
+
+async def _event_feed(deps: Dependencies, request: Request, snapshot: JobSnapshot, after: int) -> Reply:
+    """Following is watching: an attached job lives while somebody follows its events."""
+    actor = deps.supervisor.actor(snapshot.job_id, request.owner)
+    if actor is not None:
+        request.closing.callback(actor.watch().leave)
+    follower = request.closing.enter_context(deps.log.follow(snapshot.job_id, after))
+
+    async def receive() -> bytes | None:
+        try:
+            events = await follower.receive()
+        except UnknownJobError:
+            return None
+        return b"".join(map(_encoded, events)) or None
+
+    feed = sse.EventFeed(receive, heartbeat_s=deps.settings.jobs.heartbeat_s)
+    return Reply(200, feed, job_headers(snapshot), sse.CONTENT_TYPE)
+
+
+def _encoded(event: StoredEvent) -> bytes:
+    shown = public(event)
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, shown["type"].encode(), orjson.dumps(shown))
+
+
+async def job_stream(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """The Anthropic stream of a job: replay, then live; ``Last-Event-ID`` or ``?starting_after=`` resumes."""
+    text = request.query.get("starting_after") or request.headers.get("last-event-id")
+    after = sse.parse_cursor(text) if text else None
+    subscription, actor, snapshot, watch = await deps.supervisor.subscribe(job_id, request.owner, after)
+    request.closing.callback(subscription.close)
+    if watch is not None:
+        request.closing.callback(watch.leave)
+    first = await subscription.receive() if after is None else []
+    if after is None and not first:
+        # It ended without a frame: its failure can still be answered with its own status.
+        ended = actor.snapshot if actor is not None else snapshot
+        if ended.failure is not None:
+            return failed_job_reply(ended, request.request_id)
+
+    def ending() -> Failure | None:
+        now = actor.snapshot if actor is not None else snapshot
+        return None if now.state is JobState.COMPLETED else now.failure
+
+    stream = sse.FrameStream(
+        subscription,
+        first=first,
+        encode=sse.with_ids,
+        ending=ending,
+        heartbeat_s=deps.settings.jobs.heartbeat_s,
+        request_id=request.request_id,
+    )
+    return Reply(200, stream, job_headers(snapshot), sse.CONTENT_TYPE)

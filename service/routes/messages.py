@@ -1,0 +1,188 @@
+"""``POST /v1/messages``: plain, streamed, async, detached, waited for, polled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from actors.commands import DetachJob
+from actors.job import JobActor
+from actors.supervisor import SubmitJob
+from events.projections import JobSnapshot
+from events.state import JobState
+from events.types import Failure, Headers, Mode
+from service import schemas, sse
+from service.auth import PermissionDeniedError, Principal
+from service.dependencies import Dependencies
+from service.errors import InvalidRequestError
+from service.http import HeaderList, Reply, Request
+from service.preferences import ASYNC_ID, Preferences, applied, preferences_of, wait_s
+from service.replies import failed_job_reply, job_headers, pending_reply
+
+FORWARDED_PREFIX = "anthropic-"
+MAX_FORWARDED_BYTES = 16_384
+"""Of all ``anthropic-*`` headers of a request together."""
+
+
+async def post_messages(deps: Dependencies, request: Request) -> Reply:
+    """Make a Message, in whichever way the headers ask for; or poll a job."""
+    job_id = request.headers.single(ASYNC_ID)
+    if job_id is not None:
+        return await _poll(deps, request, job_id)
+    preferences = preferences_of(request.headers, deps.settings.jobs)
+    body = await request.read_body()
+    fields = parse_json_body(request, body)
+    schemas.check(schemas.MessagesBody, fields)
+    check_model(request.principal, fields["model"])
+    if fields.get("stream"):
+        if preferences.asynchronous:
+            raise InvalidRequestError(
+                "stream: an async job answers at once; watch GET /v1/jobs/{id}/stream instead"
+            )
+        return await _stream(deps, request, preferences, body, fields)
+    return await _plain(deps, request, preferences, body, fields)
+
+
+def check_model(principal: Principal, model: str) -> None:
+    """Raises PermissionDeniedError for a model the key may not use."""
+    if not principal.may_use(model):
+        raise PermissionDeniedError(f"the key {principal.name!r} may not use the model {model}")
+
+
+def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
+    """The request's JSON object. Raises InvalidRequestError for another type, encoding or shape."""
+    content_type = (request.headers.single("content-type") or "application/json").lower()
+    media_type, _, parameters = content_type.partition(";")
+    if media_type.strip() != "application/json" and not media_type.strip().endswith("+json"):
+        raise InvalidRequestError(f"content-type: expected application/json, not {media_type.strip()[:100]}")
+    charset = parameters.partition("charset=")[2].strip().strip('"')
+    if charset not in ("", "utf-8", "utf8"):
+        raise InvalidRequestError("content-type: JSON is UTF-8 (RFC 8259)")
+    if (request.headers.single("content-encoding") or "identity").lower() != "identity":
+        raise InvalidRequestError("content-encoding: request bodies are taken uncompressed only")
+    return schemas.parse_object(body)
+
+
+def forwarded_headers(request: Request) -> Headers:
+    """The ``anthropic-*`` headers of a request, to be passed on. Raises InvalidRequestError."""
+    found = tuple(
+        (name, value) for name, value in request.headers.items() if name.startswith(FORWARDED_PREFIX)
+    )
+    if sum(len(name) + len(value) for name, value in found) > MAX_FORWARDED_BYTES:
+        raise InvalidRequestError(f"anthropic-* headers: more than {MAX_FORWARDED_BYTES} bytes")
+    return found
+
+
+async def _submit(
+    deps: Dependencies,
+    request: Request,
+    preferences: Preferences,
+    body: bytes,
+    fields: Mapping[str, Any],
+    *,
+    mode: Mode,
+) -> JobActor:
+    """Submit the job; its watch is left when the request is over."""
+    actor, watch = await deps.supervisor.submit(
+        SubmitJob(
+            owner=request.principal.name,
+            body=body,
+            fields=dict(fields),
+            model=fields["model"],
+            mode=mode,
+            detached=preferences.detached or mode is Mode.ASYNC,
+            may_detach=mode is Mode.PLAIN and preferences.wait_s is not None and not preferences.detached,
+            result_ttl_s=preferences.result_ttl_s,
+            headers=forwarded_headers(request),
+            request_id=request.request_id,
+        )
+    )
+    request.closing.callback(watch.leave)
+    return actor
+
+
+async def _plain(
+    deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
+) -> Reply:
+    mode = Mode.ASYNC if preferences.asynchronous else Mode.PLAIN
+    actor = await _submit(deps, request, preferences, body, fields, mode=mode)
+    if preferences.asynchronous:
+        return pending_reply(actor.snapshot)
+    if preferences.wait_s is None:
+        await actor.ended.wait()
+        return result_reply(actor.snapshot, request, answer=actor.answer)
+    with trio.move_on_after(preferences.wait_s):
+        await actor.ended.wait()
+    if not actor.ended.is_set() and not actor.snapshot.detached:
+        detach = DetachJob(preferences.result_ttl_s)
+        if actor.tell(detach):
+            await detach.done.wait()
+    reply = (
+        result_reply(actor.snapshot, request, answer=actor.answer)
+        if actor.ended.is_set()
+        else pending_reply(actor.snapshot)
+    )
+    reply.headers.append(applied(preferences.wait_s))
+    return reply
+
+
+async def _stream(
+    deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
+) -> Reply:
+    actor = await _submit(deps, request, preferences, body, fields, mode=Mode.STREAM)
+    subscription = actor.subscribe()
+    request.closing.callback(subscription.close)
+    # Until the first frame is here a failure can still be answered with its own status.
+    first = await subscription.receive()
+    if not first:
+        await actor.ended.wait()
+        return failed_job_reply(actor.snapshot, request.request_id)
+
+    def ending() -> Failure | None:
+        return actor.snapshot.failure if actor.snapshot.state is not JobState.COMPLETED else None
+
+    stream = sse.FrameStream(
+        subscription,
+        first=first,
+        encode=sse.with_ids if preferences.detached else sse.without_ids,
+        ending=ending,
+        heartbeat_s=deps.settings.jobs.heartbeat_s,
+        request_id=request.request_id,
+    )
+    return Reply(200, stream, job_headers(actor.snapshot), sse.CONTENT_TYPE)
+
+
+async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """The state of a job; with ``Prefer: wait=S``, once it has ended or S seconds have passed."""
+    seconds = wait_s(request.headers, deps.settings.jobs)
+    snapshot = deps.supervisor.result(job_id, request.owner)
+    answer = snapshot.message
+    actor = deps.supervisor.actor(job_id, request.owner)
+    if seconds is not None and actor is not None:
+        request.closing.callback(actor.watch().leave)
+        with trio.move_on_after(seconds):
+            await actor.ended.wait()
+        snapshot = actor.snapshot
+        answer = actor.answer
+    reply = result_reply(snapshot, request, answer=answer, polled=True)
+    if seconds is not None:
+        reply.headers.append(applied(seconds))
+    return reply
+
+
+def result_reply(snapshot: JobSnapshot, request: Request, *, answer: bytes, polled: bool = False) -> Reply:
+    """What a job answers as it stands: pending body, Message, or error.
+
+    A poll's error tells the SDKs not to retry: asking again would not change it.
+    """
+    match snapshot.state:
+        case JobState.PENDING | JobState.PROCESSING:
+            return pending_reply(snapshot)
+        case JobState.COMPLETED:
+            return Reply(200, answer, job_headers(snapshot))
+        case _:
+            reply = failed_job_reply(snapshot, request.request_id)
+            if polled or snapshot.state is JobState.CANCELLED:
+                no_retry: HeaderList = [h for h in reply.headers if h[0] != "x-should-retry"]
+                reply.headers = [*no_retry, ("x-should-retry", "false")]
+            return reply

@@ -1,0 +1,179 @@
+"""Hypercorn's trio connections, accepted and ended by us.
+
+Why not ``hypercorn.trio.serve``: it shields every socket send, so that a client that stops reading pins its
+task beyond any cancel scope, drain deadline included; it answers malformed HTTP with an empty body; and one
+connection's unexpected error ends the server. Written against Hypercorn 0.18 (``pyproject.toml`` holds it to
+that minor version): what is used of it is ``TCPServer``, ``H11Protocol`` and ``WorkerContext``.
+
+HTTP/1.1 only: no TLS here, hence no ALPN, and cleartext HTTP/2 is not offered.
+"""
+
+import secrets
+import socket
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import h11
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from actors.errors import error_type_of
+from events.types import Failure
+from service.errors import envelope
+
+
+def listen(host: str, port: int, *, backlog: int, send_timeout_s: float) -> list[socket.socket]:
+    """Listening sockets for ``host`` (every address it resolves to). Raises OSError.
+
+    ``send_timeout_s`` becomes TCP_USER_TIMEOUT, which accepted sockets inherit: a peer that takes nothing
+    for so long is cut off by the kernel.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
+            sock.bind(address)
+            sock.listen(backlog)
+            # Port 0 was asked for: the other addresses listen on the one that was given.
+            port = sock.getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 whose own error answers are Anthropic errors, and which never changes protocol."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        request_id = f"req_{secrets.token_hex(12)}"
+        text = "the request header is too large" if status_code == 431 else "the request is not valid HTTP"
+        body = envelope(Failure(status_code, error_type_of(status_code), text), request_id)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            (b"request-id", request_id.encode()),
+        ]
+        await self._send_h11_event(
+            h11.Response(status_code=status_code, headers=[*headers, *self.config.response_headers("h11")])
+        )
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay with HTTP/1.1."""
+
+
+class _Connection(TCPServer):
+    """One connection. A send can be cancelled; the connection is then of no further use, and closed."""
+
+    async def run(self) -> None:
+        sock = self.stream.socket
+        try:
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            server = parse_socket_addr(sock.family, sock.getsockname())
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                self.protocol = cast(
+                    Any,
+                    _Protocol(
+                        self.app,
+                        self.config,
+                        self.context,
+                        task_group,
+                        ConnectionState(self.state),
+                        False,
+                        client,
+                        server,
+                        self.protocol_send,
+                    ),
+                )
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+        except* OSError:
+            # The peer went away between two system calls.
+            pass
+        finally:
+            await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.Cancelled:
+                # Part of it may have left: nothing that could follow would make sense to the peer.
+                self.stream.socket.close()
+                raise
+
+
+class Server:
+    """Accepts connections for an application until told to stop."""
+
+    def __init__(
+        self,
+        app: ASGIFramework,
+        config: Config,
+        sockets: Sequence[socket.socket],
+        *,
+        logger: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._app = ASGIWrapper(app)
+        self._config = config
+        self._sockets = sockets
+        self._logger = logger
+        self._context = WorkerContext(None)
+        self._stop = trio.Event()
+        self._connections = trio.CancelScope()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until :meth:`stop`, then until its deadline or the last connection's end."""
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self._sockets]
+        with self._connections:
+            async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+                accepting.start_soon(
+                    partial(trio.serve_listeners, self._serve, listeners, handler_nursery=connections)
+                )
+                task_status.started()
+                await self._stop.wait()
+                accepting.cancel_scope.cancel()
+
+    def stop(self, *, deadline: float) -> None:
+        """Accept nothing more, close idle connections, and cut those left at ``deadline`` (trio time)."""
+        self._stop.set()
+        self._connections.deadline = deadline
+
+    async def close_idle(self) -> None:
+        """Connections with no request under way close now, the others after their answer."""
+        await self._context.terminated.set()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """One connection; whatever it raises stays here."""
+        try:
+            await _Connection(self._app, self._config, self._context, cast(Any, {}), cast(Any, stream))
+        except Exception:
+            self._logger.exception("connection failed", action="http.connection_failed")

@@ -1,0 +1,205 @@
+"""The tables of ``messagesd.toml``, one class each. Sizes are in bytes, durations in seconds."""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from actors.providers.options import Delay, Name, Seconds
+from service.settings_sources import Location
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+_REFUSED_LOGS = {
+    "sqlite": "sqlite:// is not in this version: use memory://",
+    "redis": "redis:// is not in this version: use memory://",
+    "rediss": "rediss:// is not in this version: use memory://",
+}
+
+
+class FieldError(ValueError):
+    """What is wrong with one field, possibly several things, each with its location below that field."""
+
+    def __init__(self, problems: Sequence[tuple[Location, str]]) -> None:
+        super().__init__("; ".join(message for _, message in problems))
+        self.problems = problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine only. A name other than ``localhost`` cannot tell."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def key_hash(key: str) -> str:
+    """What the configuration holds of a key: ``sha256:<hex>``."""
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def check_log_url(url: str) -> str:
+    """Return ``url`` if an adapter serves it. Raises ValueError, saying what is missing."""
+    scheme, separator, _ = url.partition("://")
+    if refusal := _REFUSED_LOGS.get(scheme):
+        raise ValueError(refusal)
+    if not separator or scheme != "memory":
+        raise ValueError("not a log URL: use memory://")
+    if url != "memory://":
+        raise ValueError("memory:// takes nothing after it")
+    return url
+
+
+def _check_host(host: str) -> str:
+    host = host.strip().removeprefix("[").removesuffix("]")
+    if not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
+        raise ValueError("not a host name or an IP address")
+    return host
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ServerSettings(_Section):
+    """``[server]``: the listening socket and the bounds of the wire."""
+
+    host: Annotated[str, AfterValidator(_check_host)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0 takes a free one."""
+    public_url: HttpUrl | None = None
+    """How clients reach this gateway, for absolute URLs in answers. Default: the request's own host."""
+    max_body_bytes: Count = 32 * 1024 * 1024
+    max_header_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    """Of one request: request line and header fields together."""
+    body_timeout_s: Seconds = 300.0
+    """For a request body to arrive in full."""
+    send_timeout_s: Annotated[float, Field(ge=1, le=86400, allow_inf_nan=False)] = 30.0
+    """How long a peer may take nothing of what was sent before its connection is dropped."""
+    keep_alive_timeout_s: Seconds = 75.0
+    backlog: Count = 2048
+
+
+class AuthSettings(_Section):
+    """``[auth]``."""
+
+    allow_anonymous: bool = False
+    """Serve callers without a key even where keys are configured, or beyond loopback."""
+
+
+class JobsSettings(_Section):
+    """``[jobs]``: bounds of the work."""
+
+    result_ttl_s: Seconds = 3600.0
+    """How long a kept result can be read, where the client does not say."""
+    max_result_ttl_s: Seconds = 604_800.0
+    max_in_flight: Count = 10_000
+    drain_s: Delay = 30.0
+    """How long running work may go on after SIGTERM."""
+    max_snapshot_bytes: Count = 1024**3
+    """Of kept results. When it is reached, new jobs that would keep one are refused."""
+    max_wait_s: Seconds = 600.0
+    """Upper bound of ``Prefer: wait``."""
+    attached_history: Annotated[int, Field(ge=0)] = 1000
+    """Records (without content) kept of ended jobs that belonged to a connection."""
+    subscriber_buffer: Count = 64
+    """Runs of frames held per watcher before it reads from the log."""
+    heartbeat_s: Seconds = 15.0
+    """Silence on a stream before a ``ping`` is sent."""
+
+    @field_validator("max_result_ttl_s")
+    @classmethod
+    def _holds_the_default(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("result_ttl_s", 0.0):
+            raise ValueError("is less than jobs.result_ttl_s")
+        return value
+
+
+class LogSettings(_Section):
+    """``[log]``: where events are kept."""
+
+    url: Annotated[str, AfterValidator(check_log_url)] = "memory://"
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class LoggingSettings(_Section):
+    """``[logging]``: what is printed on standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = (
+        "info"
+    )
+    format: Literal["auto", "console", "json"] = "auto"
+    """``auto``: console on a terminal, JSON otherwise."""
+
+
+class KeySettings(_Section):
+    """``[[keys]]``: who may call. Only the hash of a key is held; ``key = "..."`` is hashed when read."""
+
+    name: Name
+    hash: SecretStr
+    blocked: bool = False
+    admin: bool = False
+    """Sees every owner's jobs."""
+    models: tuple[Text, ...] = ()
+    """Globs of the models it may ask for; none: all of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hash_the_key(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        if "key" in data and "hash" in data:
+            raise ValueError("give either key or hash, not both")
+        if "key" not in data:
+            if "hash" not in data:
+                raise ValueError("key or hash is required")
+            return data
+        key = data["key"]
+        text = key.get_secret_value() if isinstance(key, SecretStr) else key
+        # What cannot stand in a header field could never be sent.
+        if not isinstance(text, str) or not re.fullmatch(r"[\x21-\x7e]+", text):
+            raise FieldError([(("key",), "a key is printable ASCII without spaces")])
+        return {name: value for name, value in data.items() if name != "key"} | {"hash": key_hash(text)}
+
+    @field_validator("hash")
+    @classmethod
+    def _is_sha256(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value().lower()
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+            raise ValueError('not "sha256:" and 64 hexadecimal digits')
+        return SecretStr(text)
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the key, 32 bytes."""
+        return bytes.fromhex(self.hash.get_secret_value().removeprefix("sha256:"))
+
+
+class RouteSettings(_Section):
+    """``[[routes]]``: which provider answers which models. The first match wins."""
+
+    model: Text
+    """A glob over the model as the client names it."""
+    provider: Name
+    rename: Text | None = None
+    """What the upstream calls the model. Default: as the client does."""
+    fallbacks: tuple[Text, ...] = ()
+    """Tried in order when the one before gave up: ``PROVIDER/MODEL``, or ``PROVIDER`` for the same model."""
