@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any
 
 import orjson
+from pydantic_core import from_json
 
 from events.errors import BadFrameError
 
@@ -281,12 +282,19 @@ def _parse_frame(data: bytes) -> dict[str, Any]:
 
 
 def _parse_input(text: str, before: object) -> Any:
-    """The input that the pieces spell; without any, what the block started with."""
+    """The input that the pieces spell; without any, what the block started with.
+
+    Input that ``max_tokens`` cut off is read as far as it goes, as the official SDKs read it.
+    """
     if not text:
         return {} if before is None else before
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
+        pass
+    try:
+        return from_json(text, allow_partial=True)
+    except ValueError:
         raise BadFrameError("the streamed tool input is not JSON") from None
 
 

@@ -196,6 +196,11 @@ def _renamed(message: dict[str, Any], model: str) -> dict[str, Any]:
     return message | {"id": "msg_" + id_.removeprefix("chatcmpl-").removeprefix("msg_"), "model": model}
 
 
+def _default_threads() -> int:
+    # llama.cpp's threads wait for each other by spinning: one processor short, it crawls.
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
 def _load(options: LocalOptions) -> Engine:
     """Start llama.cpp's server. Blocks while the model loads; raises what the bindings raise."""
     from xllamacpp import CommonParams, Server  # noqa: PLC0415 - optional, and slow to import
@@ -209,7 +214,7 @@ def _load(options: LocalOptions) -> Engine:
     params.model_alias = {"local"}
     params.n_parallel = options.n_parallel
     params.n_ctx = options.n_ctx * options.n_parallel  # it is shared out among the slots
-    params.cpuparams.n_threads = options.n_threads or len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = options.n_threads or _default_threads()
     params.n_threads_http = options.n_parallel + _SPARE_HTTP_THREADS
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.hostnames = ["127.0.0.1"]

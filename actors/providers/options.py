@@ -83,7 +83,7 @@ class LocalOptions(_Options, UpstreamLimits):
     n_parallel: Annotated[int, Field(ge=1, le=64)] = 4
     """Requests answered at once; llama.cpp queues the others."""
     n_threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Default: the number of processors this process may use."""
+    """Default: the processors this process may use but one, for the daemon itself; at least 1."""
     start: Literal["eager", "lazy"] = "lazy"
     """Load the model when the daemon starts, or at the first call."""
 

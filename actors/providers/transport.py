@@ -148,6 +148,8 @@ class Transport:
         Raises UpstreamConnectionError (no connection, or none that answered), UpstreamTimeoutError (which
         names the bound) and UpstreamProtocolError (not HTTP, a redirect, compressed, announced too large).
         """
+        if self._client.is_closed:
+            raise UpstreamConnectionError("the provider is closed")
         total_at = trio.current_time() + self._limits.total_timeout_s
         response = await self._send(method, self._base_url + path, headers, body, total_at)
         stream = StreamResponse(response, self._limits, total_at)

@@ -72,7 +72,7 @@ def test_frames_are_counted_within_their_attempt() -> None:
 
 
 def test_the_last_failure_shows_until_the_job_completes() -> None:
-    retried = [ATTACHED, STARTED, FAILED_ONCE, replace(STARTED, attempt=2)]
+    retried: list[Event] = [ATTACHED, STARTED, FAILED_ONCE, replace(STARTED, attempt=2)]
     assert told(*retried).failure == REFUSED
     assert told(*retried, COMPLETED).failure is None
     assert told(*retried, FAILED).failure == FAILED.failure

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -81,7 +82,7 @@ def expected(event: bytes, data: bytes) -> tuple[str, bytes]:
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     at = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(at)]
 
 
 json_data = json_values.map(orjson.dumps) | st.dictionaries(
