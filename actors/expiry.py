@@ -65,6 +65,7 @@ class Expiry:
         except EventsError:
             # The log disagrees about this job's history; trying again would not change its mind.
             self._logger.exception("expiry refused", action="job.expiry_failed", job_id=snapshot.job_id)
+            await self._log.forget(snapshot.job_id)
         self._logger.debug("result expired", action="job.expired", job_id=snapshot.job_id)
         return True
 

@@ -10,7 +10,7 @@ Nothing that happens in here reaches another job: an exception is this job's ``J
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 import structlog
@@ -103,7 +103,8 @@ class JobActor:
         self._log = log
         self._clock = clock
         self._telemetry = telemetry
-        self._logger = logger
+        self.logger = logger
+        """Bound to the job and the request that made it."""
         self._on_end = on_end
         self._on_gone = on_gone
         self._watchers = 0
@@ -206,10 +207,10 @@ class JobActor:
                 return terminal
             ending = self._drain_inbox()
             if ending is None:
-                raise RuntimeError("the work was cancelled without a command")
+                raise RuntimeError("the work was cancelled without a command")  # noqa: TRY301 - a crash
             return terminal_event(ending, at=self._clock.now(), usage=self._fold.usage)
         except Exception:
-            self._logger.exception("job crashed", action="job.crashed")
+            self.logger.exception("job crashed", action="job.crashed")
             return JobFailed(at=self._clock.now(), failure=CRASH_FAILURE, usage=self._fold.usage)
 
     async def _listen(self) -> None:
@@ -217,9 +218,11 @@ class JobActor:
             if not isinstance(command, DetachJob):
                 self._ending = self._ending or command
                 continue
-            if not self._snapshot.detached:
-                await self._append(JobDetached(at=self._clock.now(), result_ttl_s=command.result_ttl_s))
-            command.done.set()
+            try:
+                if not self._snapshot.detached:
+                    await self._append(JobDetached(at=self._clock.now(), result_ttl_s=command.result_ttl_s))
+            finally:
+                command.done.set()
 
     def _drain_inbox(self) -> Ending | None:
         """Empty the inbox; the first command that ended the work, if any did."""
@@ -248,7 +251,7 @@ class JobActor:
             )
         )
         self._broadcast.attempt = attempt
-        self._logger.debug(
+        self.logger.debug(
             "attempt started", action="attempt.started", attempt=attempt, provider=work.provider.name
         )
         try:
@@ -280,7 +283,8 @@ class JobActor:
         return JobCompleted(
             at=self._clock.now(),
             attempt=attempt,
-            message=self.answer if self._snapshot.detached else b"",
+            # Whether it is detached may still be decided while this is on its way to the log.
+            message=self.answer if self._work.keeps_result else b"",
             usage=usage,
             upstream_request_id=upstream_request_id,
         )
@@ -296,7 +300,7 @@ class JobActor:
             try:
                 self._fold.apply(frame.event, frame.data)
             except BadFrameError as bad:
-                self._logger.warning("bad frame", action="attempt.bad_frame", reason=str(bad))
+                self.logger.warning("bad frame", action="attempt.bad_frame", reason=str(bad))
                 error = UpstreamProtocolError("the upstream sent a frame that breaks the stream protocol")
                 break
             good.append(frame.wire)
@@ -324,7 +328,8 @@ class JobActor:
         async with self._writing:
             snapshot = apply(self._snapshot, self.job_id, event)
             self._seq = await self._log.append(self.job_id, [event], self._seq)
-            self._snapshot = snapshot
+            # Frames are logged without being folded one by one: what they changed is filled in here.
+            self._snapshot = replace(snapshot, last_seq=self._seq, frames=self._frames)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -336,11 +341,11 @@ class JobActor:
             try:
                 await self._append(terminal)
             except EventsError:
-                self._logger.exception("terminal event refused by the log", action="job.commit_failed")
+                self.logger.exception("terminal event refused by the log", action="job.commit_failed")
             else:
                 self.terminal = terminal
                 return
-        self._logger.error("how the job ended was not recorded", action="job.end_unrecorded")
+        self.logger.error("how the job ended was not recorded", action="job.end_unrecorded")
         self.answer = b""
         self.terminal = JobFailed(at=self._clock.now(), failure=UNRECORDED_FAILURE, usage=self._fold.usage)
         self._snapshot = apply(self._snapshot, self.job_id, self.terminal)

@@ -179,6 +179,8 @@ class Supervisor:
             self._snapshots.release(job_id)
             self._dismiss()
             raise
+        logger = self._logger.bind(job_id=job_id, request_id=command.request_id)
+        logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         actor = JobActor(
             snapshot=apply(None, job_id, accepted),
             work=Work(
@@ -191,7 +193,7 @@ class Supervisor:
             log=self._log,
             clock=self._clock,
             telemetry=self._telemetry,
-            logger=self._logger.bind(job_id=job_id, request_id=command.request_id),
+            logger=logger,
             buffer_runs=self._limits.subscriber_buffer_runs,
             on_end=self._ended,
             on_gone=self._gone,
@@ -283,6 +285,15 @@ class Supervisor:
         self._dismiss()
         duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
         self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
+        actor.logger.info(
+            "job ended",
+            action="job.ended",
+            status=snapshot.state.value,
+            duration_s=round(duration_s, 3),
+            attempts=snapshot.attempt,
+            frames=actor.frames,
+            error=snapshot.failure.message if snapshot.failure else None,
+        )
 
     async def _gone(self, actor: JobActor) -> None:
         """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""

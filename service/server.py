@@ -20,7 +20,10 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Request, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -30,6 +33,9 @@ from hypercorn.utils import parse_socket_addr
 from actors.errors import error_type_of
 from events.types import Failure
 from service.errors import envelope
+
+RECYCLE_TIMEOUT_S = 1.0
+"""For a connection to be made ready for its next request, or closed. It takes no I/O that could wait."""
 
 
 def listen(host: str, port: int, *, backlog: int, send_timeout_s: float) -> list[socket.socket]:
@@ -63,6 +69,47 @@ def listen(host: str, port: int, *, backlog: int, send_timeout_s: float) -> list
 
 class _Protocol(H11Protocol):
     """HTTP/1.1 whose own error answers are Anthropic errors, and which never changes protocol."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if not isinstance(event, StreamClosed):
+            await super().stream_send(event)
+            return
+        # This runs in the application's task, and its first step tells the application that the exchange is
+        # over, which cancels that task. Unshielded, what follows would never happen: the connection would
+        # neither be closed where it must be nor get its idle timeout, and would hold up shutdown.
+        with trio.move_on_after(RECYCLE_TIMEOUT_S, shield=True):
+            await super().stream_send(event)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Every request is plain HTTP: an ``upgrade`` is ignored, as RFC 9110 (7.8) lets a server do."""
+        # h11 holds its bound to what has come in part only; a head that came in one read is checked here.
+        size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+        if size > self.config.h11_max_incomplete_size:
+            await self._send_error_response(431)
+            await self.send(Closed())
+            return
+        self.stream = HTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
 
     async def _send_error_response(self, status_code: int) -> None:
         request_id = f"req_{secrets.token_hex(12)}"

@@ -117,6 +117,9 @@ async def _plain(
         detach = DetachJob(preferences.result_ttl_s)
         if actor.tell(detach):
             await detach.done.wait()
+        if not actor.snapshot.detached:
+            # It is about to end, so there would be nothing to come back for.
+            await actor.ended.wait()
     reply = (
         result_reply(actor.snapshot, request, answer=actor.answer)
         if actor.ended.is_set()
