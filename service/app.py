@@ -23,10 +23,11 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 
-from service.auth import Principal
+from service.auth import AuthenticationError, Principal
 from service.dependencies import Dependencies
 from service.errors import InvalidRequestError, NotFoundError, failure_of
 from service.http import Reply, ReplyStream, Request, RequestHeaders
+from service.openapi import Documentation
 from service.preferences import ASYNC, ASYNC_ID
 from service.replies import error_reply
 from service.routes import count_tokens, health, jobs, messages, models
@@ -155,7 +156,10 @@ async def _read_body() -> bytes:
 def _authenticated(deps: Dependencies, headers: RequestHeaders, access: str) -> Principal:
     if access == "open" or (access == "keyed" and not deps.authenticator.keys_configured):
         return _ANYONE
-    return deps.authenticator.authenticate(headers)
+    principal = deps.authenticator.authenticate(headers)
+    if access == "keyed" and principal.anonymous:
+        raise AuthenticationError("this path asks for a key, also where anonymous calls are allowed")
+    return principal
 
 
 def _view(
@@ -262,6 +266,9 @@ def create_app(deps: Dependencies) -> GatewayApp:
     route("/healthz", health.healthz, access="open")
     route("/readyz", health.readyz, access="keyed")
     route("/metrics", health.metrics, access="keyed")
+    documentation = Documentation(app, deps.authenticator)
+    route("/openapi.json", documentation.openapi, access="open")
+    route("/docs", documentation.docs, access="open")
 
     async def on_error(error: Exception) -> Response:
         return _response(_error_reply(deps, error, _exchange()))
