@@ -13,7 +13,7 @@ number when it comes again.
 
 import trio
 
-from actors.errors import JobConflictError
+from actors.errors import JobConflictError, JobNotFoundError
 from actors.telemetry import Telemetry
 from events.errors import UnknownJobError
 from events.log.base import EventLog, FrameCursor, FrameRun
@@ -36,10 +36,13 @@ class Broadcast:
         self._telemetry = telemetry
         self._subscriptions: set[Subscription] = set()
         self.attempt = 0
+        self.cursor = FrameCursor(0, 0)
+        """After the last frame published."""
         self._closed = False
 
     def publish(self, run: FrameRun) -> None:
         """Hand ``run``, already in the log, to every watcher that keeps up."""
+        self.cursor = run.cursor
         for subscription in self._subscriptions:
             subscription.offer(run)
 
@@ -119,7 +122,8 @@ class Subscription:
         """The next runs, all that are at hand; an empty list at the end of the stream.
 
         Every frame comes once, in order, whatever was missed in between. Cancelling loses nothing. Raises
-        AttemptGivenUpError when the job went on with another attempt after frames of this one were seen.
+        AttemptGivenUpError when the job went on with another attempt after frames of this one were seen,
+        JobNotFoundError when the job was deleted or expired before all of it was read.
         """
         while True:
             if self._replaying:
@@ -181,6 +185,8 @@ class Subscription:
             try:
                 run = await self._log.read_frames(self._job_id, self._cursor) if attempt else None
             except UnknownJobError:
+                if self._cursor < self._source.cursor:
+                    raise JobNotFoundError from None
                 return None
             if run is not None:
                 self._cursor = run.cursor
@@ -195,9 +201,11 @@ class Subscription:
 class Replay:
     """Stands in for a broadcast when the job has ended: its stream is all in the log."""
 
-    def __init__(self, job_id: str, log: EventLog, *, attempt: int, telemetry: Telemetry) -> None:
+    def __init__(self, job_id: str, log: EventLog, *, last: FrameCursor, telemetry: Telemetry) -> None:
+        """``last``: the place after the job's last frame."""
         self._broadcast = Broadcast(job_id, log, buffer_runs=1, telemetry=telemetry)
-        self._broadcast.attempt = attempt
+        self._broadcast.attempt = last.attempt
+        self._broadcast.cursor = last
         self._broadcast.close()
 
     def subscribe(self, after: FrameCursor | None = None) -> Subscription:

@@ -41,6 +41,7 @@ class DetachJob:
 Command = CancelJob | LastWatcherLeft | StopForShutdown | DetachJob
 Ending = CancelJob | LastWatcherLeft | StopForShutdown
 
+INTERRUPTED = Failure(500, "api_error", "interrupted by a restart of the gateway")
 SHUTDOWN_FAILURE = Failure(503, "api_error", "the job was interrupted by a shutdown of the gateway")
 
 

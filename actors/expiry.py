@@ -1,4 +1,4 @@
-"""The task that takes results away at their deadline. It sleeps until the next one; it never polls."""
+"""The tasks that take results away at their deadline, and records at their age."""
 
 from math import inf
 
@@ -13,11 +13,17 @@ from events.snapshots import SnapshotStore
 from events.types import JobExpired
 
 RETRY_S = 5.0
-"""Pause after the log refused to record an expiry; the result itself is gone from the first try on."""
+"""Pause after the log could not record an expiry; readers are told from the deadline on that it is gone."""
+EXPIRIES_AT_ONCE = 64
+"""Results expired concurrently, so that a log that commits in groups can."""
+PURGE_INTERVAL_S = 60.0
+"""Between two looks for records that are older than the history that is kept."""
+PURGE_JOBS = 500
+"""Records dropped between two pauses of a purge."""
 
 
 class Expiry:
-    """Owns the deadlines of a :class:`~events.snapshots.SnapshotStore`: everything is put through here."""
+    """Takes results away at their deadline. Sleeps until the next one; never polls."""
 
     def __init__(
         self,
@@ -32,45 +38,78 @@ class Expiry:
         self._clock = clock
         self._logger = logger
         self._sooner = trio.Event()
+        self._wake_at = inf
 
     def put(self, snapshot: JobSnapshot, size_bytes: int) -> None:
-        """Keep an ended job's snapshot until its deadline."""
-        before = self._snapshots.next_deadline()
+        """Keep an ended job's snapshot, already in the log, until its deadline."""
         self._snapshots.put(snapshot, size_bytes)
-        if before is None or self._snapshots.next_deadline() != before:
+        if snapshot.expires_at is not None and snapshot.expires_at < self._wake_at:
             self._sooner.set()
 
     async def run(self) -> None:
-        """Expire results until cancelled. A log that cannot take the event now is tried again."""
-        unrecorded: list[JobSnapshot] = []
+        """Expire results until cancelled. A log that cannot take an expiry now is tried again."""
         while True:
-            at = self._snapshots.next_deadline()
-            wake_at = inf if at is None else self._clock.trio_time(at)
-            if unrecorded:
-                wake_at = min(wake_at, trio.current_time() + RETRY_S)
-            with trio.move_on_at(wake_at):
-                await self._sooner.wait()
+            # While the log is asked, every new deadline may be the earliest.
+            self._wake_at = inf
             self._sooner = trio.Event()
-            unrecorded.extend(self._snapshots.expire(self._clock.now()))
-            unrecorded = [snapshot for snapshot in unrecorded if not await self._record(snapshot)]
+            self._wake_at = await self._next_deadline()
+            with trio.move_on_at(self._clock.trio_time(self._wake_at)):
+                await self._sooner.wait()
+                continue
+            self._snapshots.expire(self._clock.now())
+            if not await self._expire_due():
+                await trio.sleep(RETRY_S)
 
-    async def _record(self, snapshot: JobSnapshot) -> bool:
+    async def _next_deadline(self) -> float:
+        """Unix seconds; infinity when nothing is kept."""
         try:
-            await record_expiry(self._log, snapshot, at=self._clock.now())
+            stored = await self._log.next_deadline()
         except LogUnavailableError:
-            self._logger.warning(
-                "expiry not recorded yet", action="job.expiry_delayed", job_id=snapshot.job_id
-            )
-            return False
+            stored = self._clock.now() + RETRY_S
+        kept = self._snapshots.next_deadline()
+        return min(inf if stored is None else stored, inf if kept is None else kept)
+
+    async def _expire_due(self) -> bool:
+        """Record everything that is due; whether the log took it all."""
+        delayed = False
+        try:
+            while due := await self._log.due(self._clock.now(), EXPIRIES_AT_ONCE):
+                async with trio.open_nursery() as nursery:
+                    for snapshot in due:
+                        nursery.start_soon(self.expire_now, snapshot)
+        except* LogUnavailableError:
+            self._logger.warning("expiries not recorded yet", action="job.expiry_delayed")
+            delayed = True
+        return not delayed
+
+    async def expire_now(self, snapshot: JobSnapshot) -> None:
+        """Record that a job's result is gone, whatever its deadline. Raises LogUnavailableError."""
+        try:
+            await self._log.append(snapshot.job_id, [JobExpired(at=self._clock.now())], snapshot.last_seq)
+        except LogUnavailableError:
+            raise
         except EventsError:
             # The log disagrees about this job's history; trying again would not change its mind.
             self._logger.exception("expiry refused", action="job.expiry_failed", job_id=snapshot.job_id)
             await self._log.forget(snapshot.job_id)
+            return
+        if not self._log.durable:
+            await self._log.forget(snapshot.job_id)
         self._logger.debug("result expired", action="job.expired", job_id=snapshot.job_id)
-        return True
 
 
-async def record_expiry(log: EventLog, snapshot: JobSnapshot, *, at: float) -> None:
-    """Record that a result is gone, and forget it. Raises LogError."""
-    await log.append(snapshot.job_id, [JobExpired(at=at)], snapshot.last_seq)
-    await log.forget(snapshot.job_id)
+async def purge_history(
+    log: EventLog,
+    *,
+    clock: Clock,
+    history_s: float,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> None:
+    """Drop the records of jobs whose result has been gone for ``history_s``, until cancelled."""
+    while True:
+        try:
+            while await log.purge(clock.now() - history_s, PURGE_JOBS) == PURGE_JOBS:  # noqa: ASYNC110 - no poll
+                await trio.lowlevel.checkpoint()
+        except LogUnavailableError:
+            logger.warning("old records not dropped yet", action="log.purge_delayed")
+        await trio.sleep(PURGE_INTERVAL_S)

@@ -10,19 +10,30 @@ Nothing that happens in here reaches another job: an exception is this job's ``J
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import orjson
 import structlog
 import trio
 
+from actors.attempt import Answer, run_plain, run_stream
 from actors.broadcast import Broadcast, Subscription
 from actors.clock import Clock
-from actors.commands import Command, DetachJob, Ending, LastWatcherLeft, ends_work, terminal_event
-from actors.errors import ProviderError, UpstreamProtocolError, UpstreamStatusError, status_of
-from actors.providers.base import Frame, Provider, ProviderCall
+from actors.commands import (
+    INTERRUPTED,
+    Command,
+    DetachJob,
+    Ending,
+    LastWatcherLeft,
+    StopForShutdown,
+    ends_work,
+    terminal_event,
+)
+from actors.errors import ProviderError
+from actors.providers.base import ProviderCall
 from actors.telemetry import Telemetry
-from events.errors import BadFrameError, EventsError
+from actors.work import Watch, Work
+from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
 from events.projections import JobSnapshot, apply
@@ -31,13 +42,13 @@ from events.types import (
     AttemptStarted,
     Event,
     Failure,
+    JobAccepted,
+    JobCancelled,
     JobCompleted,
     JobDetached,
     JobFailed,
-    Mode,
     NextStep,
     Terminal,
-    Usage,
 )
 
 INBOX_COMMANDS = 8
@@ -46,38 +57,12 @@ INBOX_COMMANDS = 8
 COMMIT_TIMEOUT_S = 5.0
 """How long a terminal event may take to be committed once the work is over or cancelled."""
 
+COMMIT_RETRY_S = 1.0
+"""Pause before a detached job's end is offered to the log again."""
+
 CRASH_FAILURE = Failure(500, "api_error", "the gateway failed while it ran this job")
+LOG_FAILURE = Failure(500, "api_error", "the gateway could not record this job's progress")
 UNRECORDED_FAILURE = Failure(500, "api_error", "the gateway could not record how this job ended")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What an actor is to do."""
-
-    provider: Provider
-    call: ProviderCall
-    as_stream: bool
-    """Run the upstream as a stream (watched, detached and batched jobs), or plain."""
-    keeps_result: bool
-    """Fold the frames into a Message that outlives the watchers."""
-    may_detach: bool = False
-    """A DetachJob may come: the actor also listens to its inbox while it works."""
-
-
-class Watch:
-    """A watcher's stake in a job. Leaving is synchronous and idempotent."""
-
-    __slots__ = ("_actor", "_left")
-
-    def __init__(self, actor: "JobActor") -> None:
-        self._actor = actor
-        self._left = False
-
-    def leave(self) -> None:
-        """Give the stake back. The last one to leave an attached job stops it."""
-        if not self._left:
-            self._left = True
-            self._actor.unwatch()
 
 
 class JobActor:
@@ -114,11 +99,16 @@ class JobActor:
         """Bytes of all frames received."""
         self._fold = MessageFold(keep_content=work.keeps_result)
         self._ending: Ending | None = None
+        self._stopping = False
+        self.waiting = False
+        """Whether the job still waits for its turn."""
         self._scope = trio.CancelScope()
         self._inbox_send, self._inbox = trio.open_memory_channel[Command](INBOX_COMMANDS)
         self._writing = trio.Lock() if work.may_detach else nullcontext()
         self._broadcast = Broadcast(self.job_id, log, buffer_runs=buffer_runs, telemetry=telemetry)
-        self._broadcast.attempt = snapshot.attempt
+        # Frames of an attempt that a restart cut off are void: the stream to watch is the next attempt's.
+        self._interrupted = snapshot.attempt
+        self._broadcast.attempt = snapshot.attempt + 1 if snapshot.attempt else 0
         self.ended = trio.Event()
         self.terminal: Terminal | None = None
         """The terminal event, once :attr:`ended` is set; None then means: left for the next start."""
@@ -138,6 +128,11 @@ class JobActor:
         return self._frames
 
     @property
+    def stream_attempt(self) -> int:
+        """The attempt whose frames can be watched; 0 while there was none."""
+        return self._broadcast.attempt
+
+    @property
     def as_stream(self) -> bool:
         """Whether there are frames to watch."""
         return self._work.as_stream
@@ -145,10 +140,9 @@ class JobActor:
     def watch(self) -> Watch:
         """Take a stake in the job: an attached job lives as long as somebody holds one."""
         self._watchers += 1
-        return Watch(self)
+        return Watch(self._unwatch)
 
-    def unwatch(self) -> None:
-        """A stake is given back (see :meth:`Watch.leave`)."""
+    def _unwatch(self) -> None:
         self._watchers -= 1
         if self._watchers == 0:
             if self.ended.is_set():
@@ -172,6 +166,7 @@ class JobActor:
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
             return False
         if ends:
+            self._stopping = isinstance(command, StopForShutdown)
             self._scope.cancel()
         return True
 
@@ -184,8 +179,7 @@ class JobActor:
         all the same.
         """
         try:
-            terminal = await self._work_to_the_end()
-            await self._commit_end(terminal)
+            await self._commit_end(await self._work_to_the_end())
         finally:
             self._announce()
         if not self._snapshot.detached:
@@ -193,25 +187,29 @@ class JobActor:
                 await self._unwatched.wait()
             await self._on_gone(self)
 
-    async def _work_to_the_end(self) -> Terminal | None:
-        """The terminal event, not yet committed; None when the job is left for the next start."""
+    async def _work_to_the_end(self) -> list[Event]:
+        """The last events, not yet committed, the terminal one last; none: left for the next start."""
         try:
             with self._scope:
                 if self._work.may_detach:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._listen)
-                        terminal = await self._attempt()
+                        last = await self._in_turn()
                         nursery.cancel_scope.cancel()
                 else:
-                    terminal = await self._attempt()
-                return terminal
+                    last = await self._in_turn()
+                return last
             ending = self._drain_inbox()
             if ending is None:
                 raise RuntimeError("the work was cancelled without a command")  # noqa: TRY301 - a crash
-            return terminal_event(ending, at=self._clock.now(), usage=self._fold.usage)
+            terminal = terminal_event(ending, at=self._clock.now(), usage=self._fold.usage)
+            return [terminal] if terminal else []
+        except LogUnavailableError:
+            self.logger.exception("the log takes no events", action="job.log_unavailable")
+            return [JobFailed(at=self._clock.now(), failure=LOG_FAILURE, usage=self._fold.usage)]
         except Exception:
             self.logger.exception("job crashed", action="job.crashed")
-            return JobFailed(at=self._clock.now(), failure=CRASH_FAILURE, usage=self._fold.usage)
+            return [JobFailed(at=self._clock.now(), failure=CRASH_FAILURE, usage=self._fold.usage)]
 
     async def _listen(self) -> None:
         async for command in self._inbox:
@@ -236,82 +234,79 @@ class JobActor:
             else:
                 self._ending = self._ending or command
 
-    async def _attempt(self) -> Terminal:
-        """One attempt at the upstream: its terminal event. Raises nothing of the provider's."""
+    async def _in_turn(self) -> list[Event]:
+        if self._work.turn is None:
+            return await self._attempt()
+        self.waiting = True
+        async with self._work.turn:
+            self.waiting = False
+            return await self._attempt()
+
+    async def _attempt(self) -> list[Event]:
+        """One attempt at the upstream: the events that end it. Raises nothing of the provider's."""
         work = self._work
+        call = work.call or await self._recall()
         attempt = self._snapshot.attempt + 1
         self._frames = 0
-        await self._append(
-            AttemptStarted(
-                at=self._clock.now(),
-                attempt=attempt,
-                provider=work.provider.name,
-                upstream_model=work.call.model,
-                key_name=getattr(work.provider, "key_name", ""),
-            )
+        started = AttemptStarted(
+            at=self._clock.now(),
+            attempt=attempt,
+            provider=work.provider.name,
+            upstream_model=work.model,
+            key_name=getattr(work.provider, "key_name", ""),
         )
+        if self._interrupted:
+            await self._append(_interruption(self._interrupted, at=started.at), started)
+            self._interrupted = 0
+        else:
+            await self._append(started)
         self._broadcast.attempt = attempt
         self.logger.debug(
             "attempt started", action="attempt.started", attempt=attempt, provider=work.provider.name
         )
         try:
-            return await (self._run_stream(attempt) if work.as_stream else self._run_plain(attempt))
+            answer = await self._answer(call)
         except ProviderError as error:
-            failure = error.failure
-        at = self._clock.now()
-        await self._append(AttemptFailed(at=at, attempt=attempt, failure=failure, next=NextStep.GIVE_UP))
-        return JobFailed(at=at, failure=failure, usage=self._fold.usage)
+            at, failure = self._clock.now(), error.failure
+            return [
+                AttemptFailed(at=at, attempt=attempt, failure=failure, next=NextStep.GIVE_UP),
+                JobFailed(at=at, failure=failure, usage=self._fold.usage),
+            ]
+        self.answer = answer.message
+        return [
+            JobCompleted(
+                at=self._clock.now(),
+                attempt=attempt,
+                # Whether it is detached may still be decided while this is on its way to the log.
+                message=answer.message if work.keeps_result else b"",
+                usage=answer.usage,
+                upstream_request_id=answer.upstream_request_id,
+            )
+        ]
 
-    async def _run_plain(self, attempt: int) -> Terminal:
-        completion = await self._work.provider.complete(self._work.call)
-        self.answer = completion.body
-        return self._completed(attempt, completion.usage, completion.upstream_request_id)
-
-    async def _run_stream(self, attempt: int) -> Terminal:
-        async with self._work.provider.open_stream(self._work.call) as source:
-            while not self._fold.finished:
-                frames = await source.receive()
-                if not frames:
-                    raise UpstreamProtocolError("the upstream ended its stream before message_stop")
-                await self._take(attempt, frames)
-            request_id = source.upstream_request_id
-        if self._work.keeps_result:
-            self.answer = self._fold.message_json()
-        return self._completed(attempt, self._fold.usage, request_id)
-
-    def _completed(self, attempt: int, usage: Usage, upstream_request_id: str | None) -> JobCompleted:
-        return JobCompleted(
-            at=self._clock.now(),
-            attempt=attempt,
-            # Whether it is detached may still be decided while this is on its way to the log.
-            message=self.answer if self._work.keeps_result else b"",
-            usage=usage,
-            upstream_request_id=upstream_request_id,
+    async def _answer(self, call: ProviderCall) -> Answer:
+        work = self._work
+        if not work.as_stream:
+            return await run_plain(work.provider, call)
+        return await run_stream(
+            work.provider,
+            call,
+            fold=self._fold,
+            keeps_content=work.keeps_result,
+            show=self._show,
+            logger=self.logger,
         )
 
-    async def _take(self, attempt: int, frames: Sequence[Frame]) -> None:
-        """Check, log and broadcast what one read brought; raise for what follows the last good frame."""
-        good: list[bytes] = []
-        error: ProviderError | None = None
-        for frame in frames:
-            if frame.event == "error":
-                error = _error_of(frame.data)
-                break
-            try:
-                self._fold.apply(frame.event, frame.data)
-            except BadFrameError as bad:
-                self.logger.warning("bad frame", action="attempt.bad_frame", reason=str(bad))
-                error = UpstreamProtocolError("the upstream sent a frame that breaks the stream protocol")
-                break
-            good.append(frame.wire)
-            if self._fold.finished:
-                break
-        if good:
-            await self._show(attempt, tuple(good))
-        if error is not None:
-            raise error
+    async def _recall(self) -> ProviderCall:
+        """The call as it was accepted, from the log."""
+        accepted = (await self._log.read(self.job_id, 0, 1))[0].event
+        if not isinstance(accepted, JobAccepted):
+            raise TypeError("a job's first event is its acceptance")
+        return ProviderCall(accepted.body, orjson.loads(accepted.body), self._work.model, accepted.headers)
 
-    async def _show(self, attempt: int, frames: tuple[bytes, ...]) -> None:
+    async def _show(self, frames: tuple[bytes, ...]) -> None:
+        """Log a run of frames, then broadcast it: in this order, see :mod:`actors.broadcast`."""
+        attempt = self._snapshot.attempt
         now = self._clock.now()
         if self._frames == 0:
             delay_s = now - (self._snapshot.started_at or now)
@@ -324,31 +319,63 @@ class JobActor:
         self._telemetry.frames(self._work.provider.name, len(frames))
         self._broadcast.publish(run)
 
-    async def _append(self, event: Event) -> None:
+    async def _append(self, *events: Event) -> None:
         async with self._writing:
-            snapshot = apply(self._snapshot, self.job_id, event)
-            self._seq = await self._log.append(self.job_id, [event], self._seq)
+            snapshot = self._snapshot
+            for event in events:
+                snapshot = apply(snapshot, self.job_id, event)
+            self._seq = await self._log.append(self.job_id, events, self._seq)
             # Frames are logged without being folded one by one: what they changed is filled in here.
             self._snapshot = replace(snapshot, last_seq=self._seq, frames=self._frames)
 
     # -- the end ---------------------------------------------------------------------------------
 
-    async def _commit_end(self, terminal: Terminal | None) -> None:
-        """Commit the terminal event, even while the daemon is being cancelled, within a bound."""
-        if terminal is None:
+    async def _commit_end(self, last: Sequence[Event]) -> None:
+        """Commit how the job ended, even while the daemon is being cancelled.
+
+        An attached job's watchers are not kept waiting for longer than ``COMMIT_TIMEOUT_S``. A detached job
+        was promised to end: while the log cannot take its end now, it is tried again until the daemon stops
+        (the next start then finds the job unfinished).
+        """
+        tries = 0
+        while last:
+            # Lifetimes count from the moment that is recorded, which a full disk may put off.
+            last = [replace(event, at=self._clock.now()) for event in last] if tries else last
+            tries += 1
+            with trio.CancelScope(deadline=trio.current_time() + COMMIT_TIMEOUT_S, shield=True):
+                if await self._try_commit(last):
+                    return
+            if not self._snapshot.detached or self._stopping:
+                break
+            await trio.sleep(COMMIT_RETRY_S)
+        else:
             return
-        with trio.move_on_after(COMMIT_TIMEOUT_S, shield=True):
-            try:
-                await self._append(terminal)
-            except EventsError:
-                self.logger.exception("terminal event refused by the log", action="job.commit_failed")
-            else:
-                self.terminal = terminal
-                return
         self.logger.error("how the job ended was not recorded", action="job.end_unrecorded")
         self.answer = b""
         self.terminal = JobFailed(at=self._clock.now(), failure=UNRECORDED_FAILURE, usage=self._fold.usage)
         self._snapshot = apply(self._snapshot, self.job_id, self.terminal)
+
+    async def _try_commit(self, last: Sequence[Event]) -> bool:
+        """Append the last events; whether trying again makes no sense any more."""
+        try:
+            await self._append(*last)
+        except SequenceConflict:
+            # A write of ours that was cancelled may have been made after all.
+            self._snapshot = await self._log.snapshot(self.job_id)
+            self._seq = self._snapshot.last_seq
+            if not self._snapshot.ended:
+                return False
+        except LogUnavailableError:
+            self.logger.warning("the end is not recorded yet", action="job.commit_delayed")
+            return False
+        except EventsError:
+            self.logger.exception("terminal event refused by the log", action="job.commit_failed")
+            self._stopping = True
+            return False
+        terminal = last[-1]
+        if isinstance(terminal, JobCompleted | JobFailed | JobCancelled):
+            self.terminal = terminal
+        return True
 
     def _announce(self) -> None:
         """Tell everyone: supervisor, waiters, watchers, in this order. Synchronous."""
@@ -360,19 +387,5 @@ class JobActor:
         self._broadcast.close()
 
 
-def _error_of(data: bytes) -> ProviderError:
-    """The error an ``error`` frame stands for, its status looked up by type."""
-    try:
-        envelope = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        envelope = None
-    match envelope:
-        case {"error": {"type": str(error_type), "message": str(message)}}:
-            return UpstreamStatusError(message, status=status_of(error_type), error_type=error_type)
-        case _:
-            return UpstreamProtocolError("the upstream broke its stream off with an error it did not explain")
-
-
-def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
-    """Whether a job's upstream is run as a stream: all but plain attached ones are."""
-    return mode is not Mode.PLAIN or detached or may_detach
+def _interruption(attempt: int, *, at: float) -> AttemptFailed:
+    return AttemptFailed(at=at, attempt=attempt, failure=INTERRUPTED, next=NextStep.RETRY)

@@ -5,55 +5,30 @@ nursery it is given, which outlives the server, so that no connection's end is e
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from uuid import uuid4
 
 import structlog
 import trio
 
-from actors.broadcast import Replay, Subscription
+from actors.broadcast import Replay
 from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
 from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
-from actors.expiry import Expiry, record_expiry
-from actors.job import COMMIT_TIMEOUT_S, JobActor, Watch, Work, is_stream
+from actors.expiry import Expiry
+from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.providers.base import ProviderCall
 from actors.router import Router
+from actors.submission import Submission, SubmitJob, SupervisorLimits, Watched, body_digest
 from actors.telemetry import Telemetry
-from events.errors import LogError, UnknownJobError
+from actors.work import Watch, Work, is_stream
+from events.errors import DuplicateKeyError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, apply
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
 from events.state import JobState
-from events.types import Headers, JobAccepted, Mode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitJob:
-    """What a client asks for, validated."""
-
-    owner: str
-    body: bytes
-    fields: dict[str, object]
-    """The body, parsed once."""
-    model: str
-    mode: Mode
-    detached: bool
-    result_ttl_s: float
-    may_detach: bool = False
-    """``Prefer: wait``: it may be cut loose later."""
-    headers: Headers = ()
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorLimits:
-    """Bounds of admission and memory."""
-
-    max_in_flight: int
-    attached_history: int
-    """Records of ended attached jobs kept (counts, no content); the oldest go first."""
-    subscriber_buffer_runs: int
+from events.types import JobAccepted
 
 
 class Supervisor:
@@ -88,6 +63,7 @@ class Supervisor:
         self._idle.set()
         self._draining = False
         self._attached_history: deque[str] = deque()
+        self._resumed_turn = trio.Semaphore(limits.max_resumed)
 
     # -- what it knows ---------------------------------------------------------------------------
 
@@ -113,25 +89,44 @@ class Supervisor:
             return None
         return actor
 
-    def result(self, job_id: str, owner: str | None) -> JobSnapshot:
+    async def result(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job as a poll sees it: running, or ended with its result kept. Raises JobNotFoundError."""
         actor = self.actor(job_id, owner)
         if actor is not None:
             return actor.snapshot
-        snapshot = self._snapshots.get(job_id, self._clock.now())
-        if snapshot is None or (owner is not None and snapshot.owner != owner):
+        now = self._clock.now()
+        snapshot = self._snapshots.get(job_id, now)
+        if snapshot is None:
+            snapshot = await self._stored(job_id, owner)
+            redacted = snapshot.state is JobState.COMPLETED and not snapshot.message
+            if redacted or snapshot.expires_at is None or snapshot.expires_at <= now:
+                raise JobNotFoundError
+            self._snapshots.cache(snapshot)
+        if owner is not None and snapshot.owner != owner:
             raise JobNotFoundError
         return snapshot
 
+    async def was_read(self, snapshot: JobSnapshot) -> None:
+        """The result was given to its owner. Where bodies are not stored, this is the end of its content."""
+        if self._limits.store_bodies or not (snapshot.ended and snapshot.detached):
+            return
+        self._snapshots.remove(snapshot.job_id)
+        await self._log.redact(snapshot.job_id)
+
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
+        snapshot = await self._stored(job_id, owner)
+        gone = snapshot.expires_at is not None and snapshot.expires_at <= self._clock.now()
+        if snapshot.detached and gone:
+            raise JobNotFoundError
+        return snapshot
+
+    async def _stored(self, job_id: str, owner: str | None) -> JobSnapshot:
         try:
             snapshot = await self._log.snapshot(job_id)
         except UnknownJobError:
             raise JobNotFoundError from None
         if snapshot.state is JobState.EXPIRED or (owner is not None and snapshot.owner != owner):
-            raise JobNotFoundError
-        if snapshot.ended and snapshot.detached and self._snapshots.get(job_id, self._clock.now()) is None:
             raise JobNotFoundError
         return snapshot
 
@@ -150,8 +145,9 @@ class Supervisor:
         """Take a job on: it is in the log when this returns, and its actor runs.
 
         The watch is the caller's stake: leaving it stops an attached job that nobody else watches. Raises
-        OverloadedError (nothing was accepted), NoSuchModelError, LogUnavailableError. Cancelled while the
-        acceptance is being committed, it first finishes, so that no job is in the log without an actor.
+        OverloadedError (nothing was accepted), NoSuchModelError, LogUnavailableError, DuplicateKeyError.
+        Cancelled while the acceptance is being committed, it first finishes, so that no job is in the log
+        without an actor.
         """
         target = self._router.resolve(command.model)
         job_id = str(uuid4())
@@ -167,50 +163,92 @@ class Supervisor:
             result_ttl_s=command.result_ttl_s,
             headers=command.headers,
             request_id=command.request_id,
+            may_rerun=command.may_rerun,
+            idempotency_key=command.idempotency_key,
+            body_sha256=body_digest(command.body) if command.idempotency_key is not None else None,
         )
         try:
-            if self._log.durable:
-                with trio.fail_after(COMMIT_TIMEOUT_S) as scope:
-                    scope.shield = True
-                    await self._log.append(job_id, [accepted], 0)
-            else:
+            with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
                 await self._log.append(job_id, [accepted], 0)
-        except (LogError, trio.TooSlowError):
+        except BaseException:
             self._snapshots.release(job_id)
             self._dismiss()
             raise
-        logger = self._logger.bind(job_id=job_id, request_id=command.request_id)
-        logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
+        work = Work(
+            provider=target.provider,
+            model=target.model,
+            call=ProviderCall(command.body, command.fields, target.model, command.headers),
+            as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
+            keeps_result=kept,
+            may_detach=command.may_detach,
+        )
+        actor = self._start(apply(None, job_id, accepted), work, body_bytes=len(command.body))
+        self._telemetry.job_accepted(command.mode)
+        actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
+        return actor, actor.watch()
+
+    async def submit_once(self, command: SubmitJob) -> Submission:
+        """Take a job on, unless its owner already has one with this idempotency key: then that one.
+
+        Raises as :meth:`submit`, and JobConflictError when that job was made with another body.
+        """
+        try:
+            actor, watch = await self.submit(command)
+        except DuplicateKeyError as error:
+            job_id = error.existing_job_id
+        else:
+            return Submission(actor.snapshot, actor, watch)
+        accepted = (await self._log.read(job_id, 0, 1))[0].event
+        if not isinstance(accepted, JobAccepted) or accepted.body_sha256 != body_digest(command.body):
+            raise JobConflictError("idempotency-key: it was used with another request body")
+        existing = self.actor(job_id, command.owner)
+        if existing is not None:
+            return Submission(existing.snapshot, existing, existing.watch())
+        return Submission(await self.result(job_id, command.owner), None, None)
+
+    def resume(self, snapshot: JobSnapshot) -> JobActor:
+        """Start the next attempt of a job that an earlier process left; its turn comes in this order.
+
+        Synchronous; not subject to admission, since the job was accepted long ago. Raises NoSuchModelError
+        when no route leads anywhere any more.
+        """
+        target = self._router.resolve(snapshot.model)
+        self._in_flight += 1
+        if self._in_flight == 1:
+            self._idle = trio.Event()
+        work = Work(
+            provider=target.provider,
+            model=target.model,
+            call=None,
+            as_stream=True,
+            keeps_result=True,
+            turn=self._resumed_turn,
+        )
+        return self._start(snapshot, work, body_bytes=0)
+
+    def _start(self, snapshot: JobSnapshot, work: Work, *, body_bytes: int) -> JobActor:
         actor = JobActor(
-            snapshot=apply(None, job_id, accepted),
-            work=Work(
-                provider=target.provider,
-                call=ProviderCall(command.body, command.fields, target.model, command.headers),
-                as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
-                keeps_result=kept,
-                may_detach=command.may_detach,
-            ),
+            snapshot=snapshot,
+            work=work,
             log=self._log,
             clock=self._clock,
             telemetry=self._telemetry,
-            logger=logger,
+            logger=self._logger.bind(job_id=snapshot.job_id, request_id=snapshot.request_id),
             buffer_runs=self._limits.subscriber_buffer_runs,
             on_end=self._ended,
             on_gone=self._gone,
         )
-        self._running[job_id] = actor
-        self._sizes[job_id] = len(command.body)
-        watch = actor.watch()
-        self._telemetry.job_accepted(command.mode)
+        self._running[snapshot.job_id] = actor
+        self._sizes[snapshot.job_id] = body_bytes
         self._nursery.start_soon(actor.run)
-        return actor, watch
+        return actor
 
     def _admit(self, job_id: str, command: SubmitJob, *, kept: bool) -> None:
         if self._draining:
             raise OverloadedError("the gateway is shutting down; try again", retry_after_s=5)
         if self._in_flight >= self._limits.max_in_flight:
             raise OverloadedError("too many jobs are in flight; try again")
-        if kept:
+        if kept and not self._log.durable:
             try:
                 self._snapshots.reserve(job_id, len(command.body))
             except SnapshotStoreFullError:
@@ -228,9 +266,7 @@ class Supervisor:
 
     # -- watching --------------------------------------------------------------------------------
 
-    async def subscribe(
-        self, job_id: str, owner: str | None, after: FrameCursor | None
-    ) -> tuple[Subscription, JobActor | None, JobSnapshot, Watch | None]:
+    async def subscribe(self, job_id: str, owner: str | None, after: FrameCursor | None) -> Watched:
         """Watch a job's frames from ``after`` (None: the start), running or ended, as one more watcher.
 
         The caller closes the subscription and leaves the watch. Raises JobNotFoundError; JobConflictError
@@ -238,31 +274,35 @@ class Supervisor:
         job that is run plain and so has no frames.
         """
         actor = self.actor(job_id, owner)
-        snapshot = actor.snapshot if actor else self.result(job_id, owner)
+        snapshot = actor.snapshot if actor else await self.result(job_id, owner)
         if actor is not None:
             if not actor.as_stream:
                 raise JobConflictError("this job is run without a stream; there are no frames to watch")
-            snapshot = replace(snapshot, frames=actor.frames)
+            snapshot = replace(snapshot, attempt=actor.stream_attempt, frames=actor.frames)
         if after is not None:
             _check_cursor(after, snapshot)
         if actor is not None:
             watch = actor.watch()
-            return actor.subscribe(after), actor, snapshot, watch
-        replay = Replay(job_id, self._log, attempt=snapshot.attempt, telemetry=self._telemetry)
-        return replay.subscribe(after), None, snapshot, None
+            return Watched(actor.subscribe(after), actor, snapshot, watch)
+        last = FrameCursor(snapshot.attempt, snapshot.frames)
+        replay = Replay(job_id, self._log, last=last, telemetry=self._telemetry)
+        return Watched(replay.subscribe(after), None, snapshot)
 
     # -- ending ----------------------------------------------------------------------------------
 
     async def cancel(self, job_id: str, owner: str | None, *, by: str) -> JobSnapshot:
         """Stop a job and wait until that is recorded. A job that has ended is returned as it is.
 
-        Cancelled itself, it leaves the job's cancellation under way. Raises JobNotFoundError.
+        Cancelled itself, it leaves the job's cancellation under way. Raises JobNotFoundError, and
+        OverloadedError when the log takes too long to record it; the work is stopped all the same.
         """
         actor = self.actor(job_id, owner)
         if actor is not None:
             actor.tell(CancelJob(by=by, reason="cancelled on request"))
-            await actor.ended.wait()
-            return actor.snapshot
+            with trio.move_on_after(2 * COMMIT_TIMEOUT_S):
+                await actor.ended.wait()
+                return actor.snapshot
+            raise OverloadedError("the job is stopped, but the log has not recorded it yet; try again")
         return await self.describe(job_id, owner)
 
     async def delete(self, job_id: str, owner: str | None) -> None:
@@ -271,10 +311,10 @@ class Supervisor:
             raise JobConflictError("the job is still running; cancel it first")
         snapshot = await self.describe(job_id, owner)
         self._snapshots.remove(job_id)
-        await record_expiry(self._log, snapshot, at=self._clock.now())
+        await self._expiry.expire_now(snapshot)
 
     def _ended(self, actor: JobActor) -> None:
-        """An actor has its terminal event: keep its result, free its place."""
+        """An actor is done: keep the result of its job, if it has one to keep, and free its place."""
         snapshot = actor.snapshot
         self._running.pop(actor.job_id, None)
         size = self._sizes.pop(actor.job_id, 0)
@@ -283,6 +323,9 @@ class Supervisor:
         else:
             self._snapshots.release(actor.job_id)
         self._dismiss()
+        if not snapshot.ended:
+            actor.logger.info("job left for the next start", action="job.left")
+            return
         duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
         self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
         actor.logger.info(
@@ -298,6 +341,9 @@ class Supervisor:
     async def _gone(self, actor: JobActor) -> None:
         """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""
         await self._log.redact(actor.job_id)
+        if self._log.durable:
+            # Records on disk go by age, with those of other jobs.
+            return
         self._attached_history.append(actor.job_id)
         while len(self._attached_history) > self._limits.attached_history:
             await self._log.forget(self._attached_history.popleft())
@@ -309,6 +355,9 @@ class Supervisor:
         ``within_s`` and a commit's time. Idempotent.
         """
         self._draining = True
+        if self._log.durable:
+            for waiting in [actor for actor in self._running.values() if actor.waiting]:
+                waiting.tell(StopForShutdown(leave_unfinished=True))
         with trio.move_on_after(within_s):
             await self._idle.wait()
         left = list(self._running.values())

@@ -8,7 +8,9 @@
     +-- CodecError            bytes that are no event we can read, or an event that cannot be written
     +-- LogError
         +-- SequenceConflict  the writer has not seen the job's last event; nothing was appended
+        +-- DuplicateKeyError the owner already has a job with this idempotency key; nothing was appended
         +-- UnknownJobError   the log holds no such job (never did, or it was forgotten)
+        +-- LogOpenError      the log cannot be opened as it is; the message says what to do
         +-- LogUnavailableError  the log cannot take writes now (disk full, I/O error, closed)
 """
 
@@ -45,9 +47,27 @@ class SequenceConflict(LogError):  # noqa: N818 - a standard term
         self.actual = actual
 
 
+class DuplicateKeyError(LogError):
+    """The owner has a job with this idempotency key, and its result is not gone. Nothing was appended."""
+
+    def __init__(self, existing_job_id: str) -> None:
+        super().__init__(f"the idempotency key belongs to job {existing_job_id}")
+        self.existing_job_id = existing_job_id
+
+
 class UnknownJobError(LogError):
     """The log holds no event of this job."""
 
 
+class LogOpenError(LogError):
+    """The log could not be opened, and will not be until somebody does what the message says."""
+
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        super().__init__(f"cannot open the event log {path}: {problem}; {remedy}")
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+
+
 class LogUnavailableError(LogError):
-    """The log cannot take this write now. Nothing was appended."""
+    """The log cannot take this write, or read, now. Nothing was appended; it may be tried again later."""

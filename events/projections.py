@@ -53,6 +53,7 @@ class JobSnapshot:
     message: bytes = b""
     """The Message of a completed job that keeps its result."""
     request_id: str = ""
+    may_rerun: bool = True
     batch_id: str | None = None
 
     @property
@@ -80,6 +81,7 @@ def apply(snapshot: JobSnapshot | None, job_id: str, event: Event) -> JobSnapsho
             result_ttl_s=event.result_ttl_s,
             created_at=event.at,
             request_id=event.request_id,
+            may_rerun=event.may_rerun,
             batch_id=event.batch_id,
         )
     if snapshot is None:

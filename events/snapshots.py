@@ -1,7 +1,11 @@
-"""Results that were promised, kept until their deadline.
+"""Results of ended jobs in memory, each until its deadline.
 
-The store is bounded by admission, never by eviction: room is reserved when a job is accepted, and a full
-store refuses new reservations. What was promised is kept even when results turn out larger than reserved.
+Over a log that keeps nothing beyond the process, this is where results live: bounded by admission, never by
+eviction. Room is reserved when a job is accepted, and a full store refuses new reservations; what was
+promised is kept even when results turn out larger than reserved.
+
+Over a durable log it is a cache of what the log can always tell again (``evicts``): bounded by dropping what
+was not read for longest.
 """
 
 from heapq import heapify, heappop, heappush
@@ -23,8 +27,9 @@ class SnapshotStoreFullError(EventsError):
 class SnapshotStore:
     """Snapshots of ended jobs by id, each with a deadline. Pure: the caller says what time it is."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, evicts: bool = False) -> None:
         self._max_bytes = max_bytes
+        self._evicts = evicts
         self._kept: dict[str, tuple[JobSnapshot, int]] = {}
         self._reserved: dict[str, int] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -54,7 +59,7 @@ class SnapshotStore:
         self._bytes -= self._reserved.pop(job_id, 0)
 
     def put(self, snapshot: JobSnapshot, size_bytes: int) -> None:
-        """Keep an ended job's snapshot until its ``expires_at``; always succeeds, replaces its reservation.
+        """Keep an ended job's snapshot until its ``expires_at``; replaces its reservation. Always succeeds.
 
         ``size_bytes`` is what the job holds in all: request, frames and result.
         """
@@ -64,6 +69,9 @@ class SnapshotStore:
         self.remove(snapshot.job_id)
         self._kept[snapshot.job_id] = (snapshot, size_bytes)
         self._bytes += size_bytes
+        if self._evicts:
+            while self._bytes > self._max_bytes and self._kept:
+                self.remove(next(iter(self._kept)))
         heappush(self._deadlines, (snapshot.expires_at, snapshot.job_id))
 
     def get(self, job_id: str, now: float) -> JobSnapshot | None:
@@ -71,8 +79,15 @@ class SnapshotStore:
         kept = self._kept.get(job_id)
         if kept is None:
             return None
+        if self._evicts:
+            # Insertion order is the order of last use.
+            self._kept[job_id] = self._kept.pop(job_id)
         expires_at = kept[0].expires_at
         return kept[0] if expires_at is not None and now < expires_at else None
+
+    def cache(self, snapshot: JobSnapshot) -> None:
+        """Put what was read back from the log. Only its result counts: the rest stays on disk."""
+        self.put(snapshot, len(snapshot.message) + RESERVED_RESULT_BYTES)
 
     def remove(self, job_id: str) -> JobSnapshot | None:
         """Drop a snapshot before its deadline."""

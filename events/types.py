@@ -69,7 +69,11 @@ class JobAccepted:
     headers: Headers = ()
     """``anthropic-*`` headers, forwarded upstream. Never a credential."""
     request_id: str = ""
+    may_rerun: bool = True
+    """False (``x-bf-async-retry: never``): rather fail than be run again after a restart."""
     idempotency_key: str | None = None
+    body_sha256: str | None = None
+    """Hex digest of the body, where there is an idempotency key: it outlives the body."""
     batch_id: str | None = None
     custom_id: str | None = None
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import click
 import structlog
@@ -17,13 +18,16 @@ import trio
 from hypercorn.config import Config
 
 from actors.clock import Clock
-from actors.expiry import Expiry
+from actors.expiry import Expiry, purge_history
 from actors.providers.base import Provider
 from actors.providers.registry import open_providers
+from actors.recovery import recover
 from actors.router import Route, Router
-from actors.supervisor import Supervisor, SupervisorLimits
+from actors.submission import SupervisorLimits
+from actors.supervisor import Supervisor
 from events.log.base import EventLog
 from events.log.memory import MemoryLog
+from events.log.sqlite import open_sqlite_log
 from events.snapshots import SnapshotStore
 from service.app import create_app
 from service.auth import Authenticator
@@ -32,6 +36,7 @@ from service.logs import hypercorn_logger, make_logger
 from service.metrics import Metrics
 from service.server import Server, listen
 from service.settings import Settings
+from service.settings_sections import sqlite_path
 
 FLUSH_GRACE_S = 1.0
 """Time beyond the drain deadline for last bytes (terminal events, error frames) to reach their readers."""
@@ -78,12 +83,19 @@ async def open_gateway(
     )
     urls = tuple(_url_of(sock.getsockname()) for sock in sockets)
     async with (
-        aclosing(MemoryLog()) as log,
+        _event_log(settings) as log,
         _providers(settings, providers, logger) as named,
         trio.open_nursery() as actors,
     ):
         dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
         server = Server(create_app(dependencies), _hypercorn_config(settings, logger), sockets, logger=logger)
+        await recover(
+            dependencies.supervisor,
+            log=log,
+            clock=dependencies.clock,
+            logger=logger,
+            max_attempts=settings.jobs.max_attempts,
+        )
         async with trio.open_nursery() as connections:
             await connections.start(server.run)
             yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
@@ -94,6 +106,17 @@ async def open_gateway(
             server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
         actors.cancel_scope.cancel()
         logger.info("shut down", action="drain.done")
+
+
+@asynccontextmanager
+async def _event_log(settings: Settings) -> AsyncIterator[EventLog]:
+    path = sqlite_path(settings.log.url)
+    if path is None:
+        async with aclosing(MemoryLog()) as memory:
+            yield memory
+    else:
+        async with open_sqlite_log(path) as durable:
+            yield durable
 
 
 @asynccontextmanager
@@ -119,9 +142,12 @@ def _assemble(
 ) -> Dependencies:
     clock = Clock()
     metrics = Metrics()
-    snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes)
+    snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger)
     actors.start_soon(expiry.run)
+    if log.durable:
+        purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
+        actors.start_soon(purge)
     routes = [Route(route.model, route.provider, route.rename) for route in settings.routes]
     router = Router(routes, providers)
     supervisor = Supervisor(
@@ -137,6 +163,8 @@ def _assemble(
             max_in_flight=settings.jobs.max_in_flight,
             attached_history=settings.jobs.attached_history,
             subscriber_buffer_runs=settings.jobs.subscriber_buffer,
+            max_resumed=settings.jobs.max_resumed,
+            store_bodies=settings.log.store_bodies or not log.durable,
         ),
     )
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)

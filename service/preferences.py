@@ -11,6 +11,9 @@ ASYNC = "x-bf-async"
 ASYNC_ID = "x-bf-async-id"
 RESULT_TTL = "x-bf-async-job-result-ttl"
 DETACH = "x-bf-detach"
+RETRY = "x-bf-async-retry"
+IDEMPOTENCY_KEY = "idempotency-key"
+MAX_KEY_CHARS = 255
 MAX_NUMBER_CHARS = 16
 """Longer numerals than any bound of ours are refused unread."""
 
@@ -23,15 +26,20 @@ class Preferences:
     detached: bool
     result_ttl_s: float
     wait_s: float | None
+    may_rerun: bool
+    idempotency_key: str | None
+    """With one the job is detached: its submitter means to be able to ask again."""
 
 
 def preferences_of(headers: RequestHeaders, jobs: JobsSettings) -> Preferences:
     """Read the control headers. Raises InvalidRequestError for any value the contract does not name."""
     return Preferences(
         asynchronous=_flag(headers, ASYNC),
-        detached=_flag(headers, DETACH),
+        detached=_flag(headers, DETACH) or IDEMPOTENCY_KEY in headers,
         result_ttl_s=_result_ttl_s(headers, jobs),
         wait_s=wait_s(headers, jobs),
+        may_rerun=_may_rerun(headers),
+        idempotency_key=_idempotency_key(headers),
     )
 
 
@@ -43,6 +51,23 @@ def _flag(headers: RequestHeaders, name: str) -> bool:
             return True
         case _:
             raise InvalidRequestError(f"{name}: expected true or false")
+
+
+def _may_rerun(headers: RequestHeaders) -> bool:
+    match headers.single(RETRY):
+        case None:
+            return True
+        case "never":
+            return False
+        case _:
+            raise InvalidRequestError(f"{RETRY}: expected never")
+
+
+def _idempotency_key(headers: RequestHeaders) -> str | None:
+    key = headers.single(IDEMPOTENCY_KEY)
+    if key is not None and not 1 <= len(key) <= MAX_KEY_CHARS:
+        raise InvalidRequestError(f"{IDEMPOTENCY_KEY}: expected 1 to {MAX_KEY_CHARS} characters")
+    return key
 
 
 def _result_ttl_s(headers: RequestHeaders, jobs: JobsSettings) -> float:

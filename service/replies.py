@@ -63,7 +63,7 @@ def job_object(snapshot: JobSnapshot) -> dict[str, Any]:
         "created_at": rfc3339(snapshot.created_at),
         "started_at": moment(snapshot.started_at),
         "ended_at": moment(snapshot.ended_at),
-        "expires_at": moment(snapshot.expires_at),
+        "expires_at": moment(snapshot.expires_at) if snapshot.detached else None,
         "attempts": snapshot.attempt,
         "usage": dict(snapshot.usage),
         "error": {"type": snapshot.failure.type, "message": snapshot.failure.message}

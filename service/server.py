@@ -19,9 +19,9 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, EndBody, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
@@ -34,6 +34,8 @@ from actors.errors import error_type_of
 from events.types import Failure
 from service.errors import envelope
 
+MAX_EARLY_BYTES = 256 * 1024
+"""Of requests that came before the one under way was answered. Beyond it nothing more is read until it is."""
 RECYCLE_TIMEOUT_S = 1.0
 """For a connection to be made ready for its next request, or closed. It takes no I/O that could wait."""
 
@@ -70,6 +72,40 @@ def listen(host: str, port: int, *, backlog: int, send_timeout_s: float) -> list
 class _Protocol(H11Protocol):
     """HTTP/1.1 whose own error answers are Anthropic errors, and which never changes protocol."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._handling = trio.Lock()
+
+    async def _handle_events(self) -> None:
+        """Act on what was received, up to the end of the request under way.
+
+        Hypercorn would wait here until that request is answered, and read nothing meanwhile: a client that
+        sent its next request early and then left would not be missed.
+        """
+        async with self._handling:
+            while True:
+                if self.connection.they_are_waiting_for_100_continue:
+                    await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+                try:
+                    event = self.connection.next_event()
+                except h11.RemoteProtocolError as error:
+                    if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                        await self._send_error_response(error.error_status_hint)
+                    await self.send(Closed())
+                    return
+                if isinstance(event, h11.Request):
+                    await self.send(Updated(idle=False))
+                    await self._create_stream(event)
+                elif event is h11.PAUSED and len(self.connection.trailing_data[0]) > MAX_EARLY_BYTES:
+                    await self.can_read.clear()
+                    await self.can_read.wait()
+                elif isinstance(event, h11.Data) and self.stream is not None:
+                    await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
+                elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
+                    await self.stream.handle(EndBody(stream_id=STREAM_ID))
+                else:
+                    return
+
     async def stream_send(self, event: StreamEvent) -> None:
         if not isinstance(event, StreamClosed):
             await super().stream_send(event)
@@ -79,6 +115,8 @@ class _Protocol(H11Protocol):
         # neither be closed where it must be nor get its idle timeout, and would hold up shutdown.
         with trio.move_on_after(RECYCLE_TIMEOUT_S, shield=True):
             await super().stream_send(event)
+        if self.connection.trailing_data[0]:
+            self.task_group.spawn(self._handle_events)
 
     async def _create_stream(self, request: h11.Request) -> None:
         """Every request is plain HTTP: an ``upgrade`` is ignored, as RFC 9110 (7.8) lets a server do."""
@@ -127,9 +165,6 @@ class _Protocol(H11Protocol):
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
 
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Stay with HTTP/1.1."""
-
 
 class _Connection(TCPServer):
     """One connection. A send can be cancelled; the connection is then of no further use, and closed."""
@@ -161,7 +196,8 @@ class _Connection(TCPServer):
             # The peer went away between two system calls.
             pass
         finally:
-            await self._close()
+            # Whoever serves a connection closes it forcefully after this, should this be cancelled.
+            await self._close()  # noqa: ASYNC102 - see above
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):

@@ -242,6 +242,11 @@ def _build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         own_port = str(ServerSettings().port if port is None else port)
         providers, notices = _default_providers(own_port, environ)
         settings = Settings(**values, providers=providers)
+    notices += [
+        f"route {route.model}: fallbacks are not in this version, and not tried"
+        for route in settings.routes
+        if route.fallbacks
+    ]
     # Frozen for everybody else: nobody has seen this object yet.
     settings._notices = tuple(notices)  # noqa: SLF001 - this module's own class
     return settings

@@ -4,6 +4,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -26,9 +27,8 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 _REFUSED_LOGS = {
-    "sqlite": "sqlite:// is not in this version: use memory://",
-    "redis": "redis:// is not in this version: use memory://",
-    "rediss": "rediss:// is not in this version: use memory://",
+    "redis": "redis:// is not in this version: use memory:// or sqlite:///PATH",
+    "rediss": "rediss:// is not in this version: use memory:// or sqlite:///PATH",
 }
 
 
@@ -58,11 +58,19 @@ def check_log_url(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if refusal := _REFUSED_LOGS.get(scheme):
         raise ValueError(refusal)
-    if not separator or scheme != "memory":
-        raise ValueError("not a log URL: use memory://")
-    if url != "memory://":
+    if not separator or scheme not in ("memory", "sqlite"):
+        raise ValueError("not a log URL: use memory:// or sqlite:///PATH")
+    if scheme == "memory" and url != "memory://":
         raise ValueError("memory:// takes nothing after it")
+    if scheme == "sqlite" and sqlite_path(url) is None:
+        raise ValueError("sqlite:// is followed by a slash and a path, for example sqlite:///events.db")
     return url
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a ``sqlite:///PATH`` URL (``sqlite:////var/...`` is absolute); None for another URL."""
+    rest = url.removeprefix("sqlite:///")
+    return Path(rest) if rest and rest != url else None
 
 
 def _check_host(host: str) -> str:
@@ -119,6 +127,10 @@ class JobsSettings(_Section):
     """Records (without content) kept of ended jobs that belonged to a connection."""
     subscriber_buffer: Count = 64
     """Runs of frames held per watcher before it reads from the log."""
+    max_attempts: Count = 3
+    """Attempts at one job, those that a restart cut off included."""
+    max_resumed: Count = 100
+    """Jobs of an earlier process at work at once; the others wait their turn."""
     heartbeat_s: Seconds = 15.0
     """Silence on a stream before a ``ping`` is sent."""
 
@@ -134,6 +146,10 @@ class LogSettings(_Section):
     """``[log]``: where events are kept."""
 
     url: Annotated[str, AfterValidator(check_log_url)] = "memory://"
+    history_s: Delay = 604_800.0
+    """How long a durable log keeps the events of a job after its result is gone."""
+    store_bodies: bool = True
+    """False: a durable log keeps no request after the job's end, and no result after it was read once."""
 
 
 def _lower(value: object) -> object:

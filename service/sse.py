@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import trio
 
 from actors.broadcast import AttemptGivenUpError, Subscription
+from actors.errors import JobNotFoundError
 from events.log.base import FrameCursor, FrameRun
 from events.types import Failure
 from service.errors import InvalidRequestError, envelope
@@ -89,7 +90,7 @@ class FrameStream:
         try:
             with trio.move_on_after(self._heartbeat_s) as silence:
                 runs = await self._subscription.receive()
-        except AttemptGivenUpError as error:
+        except (AttemptGivenUpError, JobNotFoundError) as error:
             failure = error.failure
         else:
             if silence.cancelled_caught:

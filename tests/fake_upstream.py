@@ -177,7 +177,7 @@ async def open_upstream(
                 if not exchange.kept_alive:
                     return
 
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        nursery.start_soon(trio.serve_listeners, serve, listeners)  # noqa: ASYNC113 - the listeners listen already
         try:
             yield upstream
         finally:

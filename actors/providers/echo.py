@@ -200,7 +200,7 @@ class _EchoFrames:
         delta = {
             "type": "message_delta",
             "delta": {"stop_reason": self._plan.stop_reason, "stop_sequence": None},
-            "usage": {"output_tokens": self._sent},
+            "usage": {"input_tokens": self._plan.input_tokens, "output_tokens": self._sent},
         }
         return [_BLOCK_STOP, _frame("message_delta", orjson.dumps(delta)), _MESSAGE_STOP]
 

@@ -210,10 +210,10 @@ class _Attempt:
             with self._scope:
                 return await client.send(request, stream=True)
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            await self._close_network()
+            await self._close_network()  # noqa: ASYNC120 - it is shielded and has a deadline
             raise _error_before_answer(error) from error
         except BaseException:
-            await self._close_network()
+            await self._close_network()  # noqa: ASYNC102 - it is shielded and has a deadline
             raise
         await self._close_network()
         raise _timeout("total" if self._scope.deadline == self._total_at else self._bound, self._limits)

@@ -5,6 +5,8 @@ Guarantees every adapter gives (``tests/contracts/test_event_log.py`` holds them
 * ``append`` is all or nothing, and durable when it returns, as far as the adapter is durable at all.
 * A job's ``seq`` counts 1, 2, 3... without holes. A writer that has not seen the last event is refused.
 * An illegal event (see :mod:`events.state`) is refused: the log never holds a history that does not fold.
+* A job's idempotency key is its owner's alone from its acceptance until it expires or is forgotten.
+* An expired job has no content: ``JobExpired`` drops it, as :meth:`EventLog.redact` does.
 * Cancelling a write leaves it either done or not done, never half; the caller finds out with ``read``.
 * An adapter that need not wait does not checkpoint.
 """
@@ -75,8 +77,9 @@ class EventLog(Protocol):
     async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
         """Append ``events`` (at least one); return the job's new last ``seq``.
 
-        ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict
-        or IllegalTransition, and appends nothing then; LogUnavailableError when it cannot be written.
+        ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict,
+        IllegalTransition or DuplicateKeyError, and appends nothing then; LogUnavailableError when it cannot
+        be written.
         """
         ...
 
@@ -86,7 +89,7 @@ class EventLog(Protocol):
         """Append one FramesReceived, numbered on from the attempt's last frame; return the new last ``seq``.
 
         Readable at once; on disk no later than the job's next :meth:`append`. Waits while the adapter's
-        write buffer is full.
+        write buffer is full, and raises LogUnavailableError (nothing was appended) if it cannot be emptied.
         """
         ...
 
@@ -113,7 +116,7 @@ class EventLog(Protocol):
         ...
 
     async def unfinished(self) -> list[JobSnapshot]:
-        """Jobs without a terminal event, in the order they were accepted."""
+        """Jobs without a terminal event, in the order they were accepted. :meth:`read` gives their bodies."""
         ...
 
     async def page(
@@ -126,7 +129,28 @@ class EventLog(Protocol):
     ) -> Page:
         """Jobs newest first: ``limit`` older than ``after_id``, or ``limit`` newer than ``before_id``.
 
-        Expired jobs are not shown. Raises UnknownJobError when the cursor names no known job.
+        Expired jobs are not shown; ``message`` is empty (:meth:`snapshot` has it). Raises UnknownJobError
+        when the cursor names no known job.
+        """
+        ...
+
+    async def due(self, now: float, limit: int) -> list[JobSnapshot]:
+        """Up to ``limit`` detached jobs whose result's time is up at ``now`` (Unix seconds), earliest first.
+
+        They stay due until a JobExpired is appended. ``message`` is empty.
+        """
+        ...
+
+    async def next_deadline(self) -> float | None:
+        """The earliest ``expires_at`` of a detached job that is not expired yet; None without one."""
+        ...
+
+    async def purge(self, before: float, limit: int) -> int:
+        """Forget up to ``limit`` jobs without a result since before ``before`` (Unix seconds), oldest first.
+
+        Those are the expired ones and the ended attached ones. Returns how many went; fewer than ``limit``
+        means that no more were found. Done in steps too small to hold other writes up; a cancelled or
+        failed purge keeps the steps it made. Raises LogUnavailableError.
         """
         ...
 

@@ -5,21 +5,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from heapq import heapify, heappop, heappush
 
-from events.errors import IllegalTransition, LogUnavailableError, SequenceConflict, UnknownJobError
+from events.errors import (
+    DuplicateKeyError,
+    IllegalTransition,
+    LogUnavailableError,
+    SequenceConflict,
+    UnknownJobError,
+)
 from events.log.base import FrameCursor, FrameRun, JobFilter, Page
+from events.log.content import content_bytes, without_content
 from events.log.follow import Bells, Follower
 from events.projections import JobSnapshot, apply
 from events.state import JobState
-from events.types import Event, FramesReceived, JobAccepted, JobCompleted, StoredEvent
+from events.types import Event, FramesReceived, JobAccepted, StoredEvent
 
 
 class _Record:
     """One job. ``snapshot`` lags behind in ``last_seq`` and ``frames``; :meth:`current` fills them in."""
 
-    __slots__ = ("events", "frames", "runs", "snapshot")
+    __slots__ = ("events", "frames", "key", "runs", "snapshot")
 
     def __init__(self) -> None:
+        self.key: tuple[str, str] | None = None
         self.events: list[StoredEvent] = []
         self.snapshot: JobSnapshot | None = None
         self.runs: dict[int, list[FramesReceived]] = {}
@@ -35,6 +44,41 @@ class _Record:
         return self.snapshot
 
 
+class _Deadlines:
+    """Jobs by a moment. An entry whose job has gone on to another moment, or is gone, is passed over."""
+
+    SLACK = 64
+    """Entries passed over that may stay, beside one for each that counts, before the heap is rebuilt."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+        self._at: dict[str, float] = {}
+
+    def set(self, job_id: str, at: float) -> None:
+        self._at[job_id] = at
+        heappush(self._heap, (at, job_id))
+        if len(self._heap) > 2 * len(self._at) + self.SLACK:
+            self._heap = [(at, job_id) for job_id, at in self._at.items()]
+            heapify(self._heap)
+
+    def remove(self, job_id: str) -> None:
+        self._at.pop(job_id, None)
+
+    def first(self) -> tuple[float, str] | None:
+        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
+            heappop(self._heap)
+        return self._heap[0] if self._heap else None
+
+    def until(self, moment: float, limit: int) -> list[tuple[float, str]]:
+        """Up to ``limit`` entries not later than ``moment``, earliest first. They stay."""
+        found: list[tuple[float, str]] = []
+        while len(found) < limit and (entry := self.first()) is not None and entry[0] <= moment:
+            found.append(heappop(self._heap))
+        for entry in found:
+            heappush(self._heap, entry)
+        return found
+
+
 class MemoryLog:
     """:class:`~events.log.base.EventLog` in memory. Nothing waits, nothing checkpoints, nothing survives."""
 
@@ -42,6 +86,9 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
+        self._holders: dict[tuple[str, str], str] = {}
+        self._due = _Deadlines()
+        self._spent = _Deadlines()
         self._bells = Bells()
         self._held_bytes = 0
         self._closed = False
@@ -72,16 +119,47 @@ class MemoryLog:
         snapshot = record.current() if record.events else None
         for event in events:
             snapshot = apply(snapshot, job_id, event)
+        if snapshot is None:
+            raise ValueError("an append has at least one event")
+        self._claim_key(record, events[0])
         record.snapshot = snapshot
-        record.frames = snapshot.frames if snapshot else 0
+        record.frames = snapshot.frames
         seq = expected_seq
         for event in events:
             seq += 1
             record.events.append(StoredEvent(job_id, seq, event))
-            self._held_bytes += _content_bytes(event)
+            self._held_bytes += content_bytes(event)
         self._records[job_id] = record
+        if record.key is not None:
+            self._holders[record.key] = job_id
+        if snapshot.ended:
+            self._settle(record, snapshot)
         self._bells.ring(job_id)
         return seq
+
+    def _claim_key(self, record: _Record, event: Event) -> None:
+        if isinstance(event, JobAccepted) and event.idempotency_key is not None:
+            record.key = (event.owner, event.idempotency_key)
+            if record.key in self._holders:
+                raise DuplicateKeyError(self._holders[record.key])
+
+    def _release_key(self, record: _Record) -> None:
+        if record.key is not None:
+            self._holders.pop(record.key, None)
+            record.key = None
+
+    def _settle(self, record: _Record, snapshot: JobSnapshot) -> None:
+        """Note until when an ended job keeps its result; drop what an expired one had."""
+        job_id, expired = snapshot.job_id, snapshot.state is JobState.EXPIRED
+        at = snapshot.expires_at or 0.0
+        if snapshot.detached and not expired:
+            self._due.set(job_id, at)
+            return
+        self._due.remove(job_id)
+        self._spent.set(job_id, at)
+        if expired:
+            self._release_key(record)
+            self._redact(job_id, record)
 
     async def append_frames(
         self, job_id: str, attempt: int, frames: Sequence[bytes], expected_seq: int, at: float
@@ -92,12 +170,11 @@ class MemoryLog:
         if snapshot is None or snapshot.state is not JobState.PROCESSING or snapshot.attempt != attempt:
             raise IllegalTransition(f"job {job_id} has no attempt {attempt} under way")
         runs = record.runs.setdefault(attempt, [])
-        first = runs[-1].last + 1 if runs else 1
-        run = FramesReceived(at=at, attempt=attempt, first=first, frames=tuple(frames))
+        run = FramesReceived(at=at, attempt=attempt, first=record.frames + 1, frames=tuple(frames))
         runs.append(run)
         record.events.append(StoredEvent(job_id, expected_seq + 1, run))
         record.frames = run.last
-        self._held_bytes += _content_bytes(run)
+        self._held_bytes += content_bytes(run)
         self._bells.ring(job_id)
         return expected_seq + 1
 
@@ -112,6 +189,9 @@ class MemoryLog:
             return None
         index = max(0, bisect_right(runs, after.frame + 1, key=lambda run: run.first) - 1)
         first = after.frame + 1
+        if runs[index].first > first:
+            # What lies between was redacted.
+            return None
         found: list[bytes] = []
         size = 0
         while index < len(runs) and size < max_bytes:
@@ -160,22 +240,40 @@ class MemoryLog:
                     break
         jobs: list[JobSnapshot] = []
         for job_id in ids:
-            snapshot = self._records[job_id].current()
+            snapshot = _listed(self._records[job_id])
             if _matches(where, snapshot):
                 if len(jobs) == limit:
                     return Page(jobs if newer_first else jobs[::-1], has_more=True)
                 jobs.append(snapshot)
         return Page(jobs if newer_first else jobs[::-1], has_more=False)
 
+    async def due(self, now: float, limit: int) -> list[JobSnapshot]:
+        """See the port."""
+        return [_listed(self._records[job_id]) for _, job_id in self._due.until(now, limit)]
+
+    async def next_deadline(self) -> float | None:
+        """See the port."""
+        first = self._due.first()
+        return first[0] if first else None
+
+    async def purge(self, before: float, limit: int) -> int:
+        """See the port."""
+        spent = [job_id for at, job_id in self._spent.until(before, limit) if at < before]
+        for job_id in spent:
+            await self.forget(job_id)
+        return len(spent)
+
     async def redact(self, job_id: str) -> None:
         """See the port."""
         record = self._records.get(job_id)
-        if record is None:
-            return
+        if record is not None:
+            self._redact(job_id, record)
+
+    def _redact(self, job_id: str, record: _Record) -> None:
         self._release(record)
         record.runs.clear()
         record.events = [
-            StoredEvent(job_id, stored.seq, _without_content(stored.event)) for stored in record.events
+            StoredEvent(job_id, stored.seq, without_content(stored.event)) for stored in record.events
         ]
         record.snapshot = replace(record.current(), message=b"")
 
@@ -184,38 +282,22 @@ class MemoryLog:
         record = self._records.pop(job_id, None)
         if record is not None:
             self._release(record)
+            self._release_key(record)
+            self._due.remove(job_id)
+            self._spent.remove(job_id)
             self._bells.ring(job_id)
 
     def _release(self, record: _Record) -> None:
-        self._held_bytes -= sum(_content_bytes(stored.event) for stored in record.events)
+        self._held_bytes -= sum(content_bytes(stored.event) for stored in record.events)
 
     async def aclose(self) -> None:
         """See the port."""
         self._closed = True
 
 
-def _content_bytes(event: Event) -> int:
-    match event:
-        case JobAccepted():
-            return len(event.body)
-        case FramesReceived():
-            return sum(map(len, event.frames))
-        case JobCompleted():
-            return len(event.message)
-        case _:
-            return 0
-
-
-def _without_content(event: Event) -> Event:
-    match event:
-        case JobAccepted():
-            return replace(event, body=b"")
-        case FramesReceived():
-            return replace(event, frames=())
-        case JobCompleted():
-            return replace(event, message=b"")
-        case _:
-            return event
+def _listed(record: _Record) -> JobSnapshot:
+    snapshot = record.current()
+    return replace(snapshot, message=b"") if snapshot.message else snapshot
 
 
 def _matches(where: JobFilter, snapshot: JobSnapshot) -> bool:

@@ -7,12 +7,13 @@ from events.errors import UnknownJobError
 from events.log.base import JobFilter
 from events.projections import JobSnapshot
 from events.state import JobState
-from events.types import Failure, StoredEvent
+from events.types import StoredEvent
 from service import sse
 from service.dependencies import Dependencies
 from service.errors import InvalidRequestError
 from service.http import Reply, Request
-from service.replies import failed_job_reply, job_headers, job_object, json_reply
+from service.replies import job_headers, job_object, json_reply
+from service.routes.messages import stream_reply
 from service.routes.pagination import page_query
 
 _STATUSES = {state.value: state for state in JobState if state is not JobState.EXPIRED}
@@ -117,27 +118,9 @@ async def job_stream(deps: Dependencies, request: Request, job_id: str) -> Reply
     """The Anthropic stream of a job: replay, then live; ``Last-Event-ID`` or ``?starting_after=`` resumes."""
     text = request.query.get("starting_after") or request.headers.get("last-event-id")
     after = sse.parse_cursor(text) if text else None
-    subscription, actor, snapshot, watch = await deps.supervisor.subscribe(job_id, request.owner, after)
-    request.closing.callback(subscription.close)
-    if watch is not None:
-        request.closing.callback(watch.leave)
-    first = await subscription.receive() if after is None else []
-    if after is None and not first:
-        # It ended without a frame: its failure can still be answered with its own status.
-        ended = actor.snapshot if actor is not None else snapshot
-        if ended.failure is not None:
-            return failed_job_reply(ended, request.request_id)
-
-    def ending() -> Failure | None:
-        now = actor.snapshot if actor is not None else snapshot
-        return None if now.state is JobState.COMPLETED else now.failure
-
-    stream = sse.FrameStream(
-        subscription,
-        first=first,
-        encode=sse.with_ids,
-        ending=ending,
-        heartbeat_s=deps.settings.jobs.heartbeat_s,
-        request_id=request.request_id,
+    watched = await deps.supervisor.subscribe(job_id, request.owner, after)
+    if watched.watch is not None:
+        request.closing.callback(watched.watch.leave)
+    return await stream_reply(
+        deps, request, watched, encode=sse.with_ids, rewatched=True, resumed=after is not None
     )
-    return Reply(200, stream, job_headers(snapshot), sse.CONTENT_TYPE)

@@ -1,13 +1,13 @@
 """``POST /v1/messages``: plain, streamed, async, detached, waited for, polled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
 
 from actors.commands import DetachJob
-from actors.job import JobActor
-from actors.supervisor import SubmitJob
+from actors.submission import Submission, SubmitJob, Watched
+from events.log.base import FrameCursor, FrameRun
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Failure, Headers, Mode
@@ -15,7 +15,7 @@ from service import schemas, sse
 from service.auth import PermissionDeniedError, Principal
 from service.dependencies import Dependencies
 from service.errors import InvalidRequestError
-from service.http import HeaderList, Reply, Request
+from service.http import Reply, Request
 from service.preferences import ASYNC_ID, Preferences, applied, preferences_of, wait_s
 from service.replies import failed_job_reply, job_headers, pending_reply
 
@@ -81,9 +81,9 @@ async def _submit(
     fields: Mapping[str, Any],
     *,
     mode: Mode,
-) -> JobActor:
-    """Submit the job; its watch is left when the request is over."""
-    actor, watch = await deps.supervisor.submit(
+) -> Submission:
+    """Submit the job, or find the one with its idempotency key. Its watch is left with the request."""
+    submission = await deps.supervisor.submit_once(
         SubmitJob(
             owner=request.principal.name,
             body=body,
@@ -95,22 +95,27 @@ async def _submit(
             result_ttl_s=preferences.result_ttl_s,
             headers=forwarded_headers(request),
             request_id=request.request_id,
+            may_rerun=preferences.may_rerun,
+            idempotency_key=preferences.idempotency_key,
         )
     )
-    request.closing.callback(watch.leave)
-    return actor
+    if submission.watch is not None:
+        request.closing.callback(submission.watch.leave)
+    return submission
 
 
 async def _plain(
     deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
 ) -> Reply:
     mode = Mode.ASYNC if preferences.asynchronous else Mode.PLAIN
-    actor = await _submit(deps, request, preferences, body, fields, mode=mode)
+    snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=mode)
+    if actor is None:
+        return await _result(deps, request, snapshot, snapshot.message)
     if preferences.asynchronous:
         return pending_reply(actor.snapshot)
     if preferences.wait_s is None:
         await actor.ended.wait()
-        return result_reply(actor.snapshot, request, answer=actor.answer)
+        return await _result(deps, request, actor.snapshot, actor.answer)
     with trio.move_on_after(preferences.wait_s):
         await actor.ended.wait()
     if not actor.ended.is_set() and not actor.snapshot.detached:
@@ -121,7 +126,7 @@ async def _plain(
             # It is about to end, so there would be nothing to come back for.
             await actor.ended.wait()
     reply = (
-        result_reply(actor.snapshot, request, answer=actor.answer)
+        await _result(deps, request, actor.snapshot, actor.answer)
         if actor.ended.is_set()
         else pending_reply(actor.snapshot)
     )
@@ -132,33 +137,64 @@ async def _plain(
 async def _stream(
     deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
 ) -> Reply:
-    actor = await _submit(deps, request, preferences, body, fields, mode=Mode.STREAM)
-    subscription = actor.subscribe()
+    snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=Mode.STREAM)
+    if actor is not None:
+        subscription = actor.subscribe()
+    else:
+        subscription = (await deps.supervisor.subscribe(snapshot.job_id, request.owner, None)).subscription
+    encode = sse.with_ids if preferences.detached else sse.without_ids
+    return await stream_reply(deps, request, Watched(subscription, actor, snapshot), encode=encode)
+
+
+async def stream_reply(
+    deps: Dependencies,
+    request: Request,
+    watched: Watched,
+    *,
+    encode: Callable[[Sequence[FrameRun]], bytes],
+    rewatched: bool = False,
+    resumed: bool = False,
+) -> Reply:
+    """The stream of a job. Until its first frame is here a failure is answered with its own status.
+
+    ``rewatched``: somebody else made the job, so a failure of it is final. ``resumed``: the reader has seen
+    frames, so that what follows them may be nothing but the end.
+    """
+    subscription, actor, snapshot, _ = watched
     request.closing.callback(subscription.close)
-    # Until the first frame is here a failure can still be answered with its own status.
-    first = await subscription.receive()
-    if not first:
+    first = [] if resumed else await subscription.receive()
+
+    def now() -> JobSnapshot:
+        return snapshot if actor is None else actor.snapshot
+
+    if actor is not None and not resumed and not first:
         await actor.ended.wait()
-        return failed_job_reply(actor.snapshot, request.request_id)
+    if not resumed and not first and now().failure is not None:
+        reply = failed_job_reply(now(), request.request_id)
+        return _without_retry(reply) if rewatched else reply
+    last = FrameCursor(snapshot.attempt, snapshot.frames)
+    if resumed and actor is None and snapshot.state is JobState.COMPLETED and subscription.cursor == last:
+        # Nothing is left to read. To an EventSource 204 says: do not reconnect (WHATWG HTML, 9.2.3).
+        return Reply(204, b"", job_headers(snapshot))
 
     def ending() -> Failure | None:
-        return actor.snapshot.failure if actor.snapshot.state is not JobState.COMPLETED else None
+        return None if now().state is JobState.COMPLETED else now().failure
 
     stream = sse.FrameStream(
         subscription,
         first=first,
-        encode=sse.with_ids if preferences.detached else sse.without_ids,
+        encode=encode,
         ending=ending,
         heartbeat_s=deps.settings.jobs.heartbeat_s,
         request_id=request.request_id,
     )
-    return Reply(200, stream, job_headers(actor.snapshot), sse.CONTENT_TYPE)
+    return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE)
 
 
 async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """The state of a job; with ``Prefer: wait=S``, once it has ended or S seconds have passed."""
     seconds = wait_s(request.headers, deps.settings.jobs)
-    snapshot = deps.supervisor.result(job_id, request.owner)
+    snapshot = await deps.supervisor.result(job_id, request.owner)
     answer = snapshot.message
     actor = deps.supervisor.actor(job_id, request.owner)
     if seconds is not None and actor is not None:
@@ -167,9 +203,17 @@ async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:
             await actor.ended.wait()
         snapshot = actor.snapshot
         answer = actor.answer
-    reply = result_reply(snapshot, request, answer=answer, polled=True)
+    reply = await _result(deps, request, snapshot, answer, polled=True)
     if seconds is not None:
         reply.headers.append(applied(seconds))
+    return reply
+
+
+async def _result(
+    deps: Dependencies, request: Request, snapshot: JobSnapshot, answer: bytes, *, polled: bool = False
+) -> Reply:
+    reply = result_reply(snapshot, request, answer=answer, polled=polled)
+    await deps.supervisor.was_read(snapshot)
     return reply
 
 
@@ -185,7 +229,12 @@ def result_reply(snapshot: JobSnapshot, request: Request, *, answer: bytes, poll
             return Reply(200, answer, job_headers(snapshot))
         case _:
             reply = failed_job_reply(snapshot, request.request_id)
-            if polled or snapshot.state is JobState.CANCELLED:
-                no_retry: HeaderList = [h for h in reply.headers if h[0] != "x-should-retry"]
-                reply.headers = [*no_retry, ("x-should-retry", "false")]
-            return reply
+            final = polled or snapshot.state is JobState.CANCELLED
+            return _without_retry(reply) if final else reply
+
+
+def _without_retry(reply: Reply) -> Reply:
+    """Tell the SDKs that asking again would not change the answer."""
+    reply.headers = [header for header in reply.headers if header[0] != "x-should-retry"]
+    reply.headers.append(("x-should-retry", "false"))
+    return reply

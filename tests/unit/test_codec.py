@@ -161,6 +161,7 @@ def test_an_accepted_job_in_public() -> None:
         "result_ttl_s": 0.0,
         "headers": [["anthropic-beta", "a"], ["anthropic-beta", "b"]],
         "request_id": "req_1",
+        "may_rerun": True,
     }
 
 

@@ -66,7 +66,7 @@ async def test_the_stream_is_the_documented_one() -> None:
     start = orjson.loads(first[0].data)["message"]
     assert start["model"] == "m"
     assert start["id"].startswith("msg_")
-    assert orjson.loads(last[1].data)["usage"] == {"output_tokens": 2}
+    assert orjson.loads(last[1].data)["usage"] == {"input_tokens": 2, "output_tokens": 2}
 
 
 async def test_ids_are_unique_and_all_else_is_the_same() -> None:

@@ -155,10 +155,11 @@ def test_default_ttl_fits_its_maximum() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite:////tmp/events.db", "sqlite:// is not in this version: use memory://"),
-        ("redis://127.0.0.1:6379/0", "redis:// is not in this version: use memory://"),
-        ("postgres://x", "not a log URL: use memory://"),
-        ("memory", "not a log URL: use memory://"),
+        ("sqlite://e.db", "sqlite:// is followed by a slash and a path, for example sqlite:///events.db"),
+        ("sqlite:///", "sqlite:// is followed by a slash and a path, for example sqlite:///events.db"),
+        ("redis://127.0.0.1:6379/0", "redis:// is not in this version: use memory:// or sqlite:///PATH"),
+        ("postgres://x", "not a log URL: use memory:// or sqlite:///PATH"),
+        ("memory", "not a log URL: use memory:// or sqlite:///PATH"),
         ("memory://x", "memory:// takes nothing after it"),
     ],
 )

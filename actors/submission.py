@@ -1,0 +1,70 @@
+"""What is submitted, what comes of it, and what bounds it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from actors.broadcast import Subscription
+from actors.job import JobActor
+from actors.work import Watch
+from events.projections import JobSnapshot
+from events.types import Headers, Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitJob:
+    """What a client asks for, validated."""
+
+    owner: str
+    """Name of the key; empty for an anonymous caller."""
+    body: bytes
+    fields: dict[str, object]
+    """The body, parsed once."""
+    model: str
+    mode: Mode
+    detached: bool
+    result_ttl_s: float
+    may_detach: bool = False
+    """``Prefer: wait``: it may be cut loose later."""
+    headers: Headers = ()
+    request_id: str = ""
+    may_rerun: bool = True
+    """False: rather fail than be run again after a restart."""
+    idempotency_key: str | None = None
+
+
+class Submission(NamedTuple):
+    """What :meth:`Supervisor.submit_once` found or made. Without an actor, the job has ended."""
+
+    snapshot: JobSnapshot
+    actor: JobActor | None
+    watch: Watch | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorLimits:
+    """Bounds of admission and memory."""
+
+    max_in_flight: int
+    attached_history: int
+    """Records of ended attached jobs kept (counts, no content); the oldest go first."""
+    subscriber_buffer_runs: int
+    store_bodies: bool = True
+    """False: content goes once the result was read."""
+    max_resumed: int = 100
+    """Jobs of an earlier process at work at once; the others wait their turn."""
+
+
+class Watched(NamedTuple):
+    """A job under watch. The caller closes the subscription, and leaves the watch if there is one."""
+
+    subscription: Subscription
+    actor: JobActor | None
+    """None: the job has ended."""
+    snapshot: JobSnapshot
+    watch: Watch | None = None
+
+
+def body_digest(body: bytes) -> str:
+    """How an idempotency key remembers the body it came with."""
+    return hashlib.sha256(body).hexdigest()

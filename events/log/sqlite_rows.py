@@ -1,0 +1,233 @@
+"""Jobs and events as rows of the SQLite log, and back.
+
+An event is kept as its fact (:mod:`events.codec`, content taken out) and its content. The FramesReceived of
+one flush share a row: their content is all their frames joined, their fact a JSON object
+
+    {"v": 1, "attempt": ATTEMPT, "first": FRAME, "runs": [[AT, [BYTES, ...]], ...]}
+
+with one run for each event and the size of each frame, or the number of frames where they came redacted. So
+dropping ``content`` redacts any row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from events.codec import decode, encode
+from events.errors import CodecError
+from events.log.content import content_of, with_content, without_content
+from events.projections import JobSnapshot
+from events.state import JobState
+from events.types import Event, Failure, FramesReceived, JobCompleted, Mode, StoredEvent
+
+ROW_BYTES = 256 << 10
+"""A row of frames is closed once it holds this much."""
+
+RUNS_VERSION = 1
+
+_FIXED = (
+    "id",
+    "job_id",
+    "owner",
+    "model",
+    "mode",
+    "created_at",
+    "request_id",
+    "may_rerun",
+    "batch_id",
+    "idempotency_key",
+)
+_CHANGING = (
+    "state",
+    "detached",
+    "result_ttl_s",
+    "last_seq",
+    "started_at",
+    "ended_at",
+    "expires_at",
+    "attempt",
+    "frames",
+    "usage",
+    "failure",
+    "message_seq",
+)
+JOB_COLUMNS = _FIXED + _CHANGING
+EVENT_COLUMNS = ("job", "seq", "attempt", "last_frame", "fact", "content")
+
+JOB_INSERT = (
+    f"INSERT INTO jobs ({', '.join(JOB_COLUMNS)}) VALUES {{rows}}"  # noqa: S608 - constants
+    " ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGING)
+    # With the result the key is free again.
+    + ", idempotency_key = CASE excluded.state WHEN 'expired' THEN NULL ELSE idempotency_key END"
+)
+EVENT_INSERT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES {{rows}}"  # noqa: S608 - constants
+
+JobRow = tuple[Any, ...]
+"""In the order of JOB_COLUMNS."""
+
+
+class EventRow(NamedTuple):
+    """One row of ``events``, but for the number of its job."""
+
+    seq: int
+    attempt: int | None
+    last_frame: int | None
+    fact: bytes
+    content: bytes | None
+
+
+def job_row(number: int, snapshot: JobSnapshot, *, key: str | None, message_seq: int | None) -> JobRow:
+    """The row of a job. ``key`` counts for a new job only; it is not overwritten later."""
+    failure = snapshot.failure
+    return (
+        number,
+        snapshot.job_id,
+        snapshot.owner,
+        snapshot.model,
+        snapshot.mode.value,
+        snapshot.created_at,
+        snapshot.request_id,
+        int(snapshot.may_rerun),
+        snapshot.batch_id,
+        key,
+        snapshot.state.value,
+        int(snapshot.detached),
+        snapshot.result_ttl_s,
+        snapshot.last_seq,
+        snapshot.started_at,
+        snapshot.ended_at,
+        snapshot.expires_at,
+        snapshot.attempt,
+        snapshot.frames,
+        orjson.dumps(snapshot.usage, default=dict).decode() if snapshot.usage else "{}",
+        None
+        if failure is None
+        else orjson.dumps([failure.status, failure.type, failure.message, failure.headers]).decode(),
+        message_seq,
+    )
+
+
+def snapshot_of(row: Sequence[Any], message: bytes = b"") -> JobSnapshot:
+    """The job of a row. Raises CodecError for a damaged one."""
+    values = dict(zip(JOB_COLUMNS, row, strict=True))
+    try:
+        return JobSnapshot(
+            job_id=values["job_id"],
+            owner=values["owner"],
+            model=values["model"],
+            mode=Mode(values["mode"]),
+            state=JobState(values["state"]),
+            detached=bool(values["detached"]),
+            result_ttl_s=values["result_ttl_s"],
+            created_at=values["created_at"],
+            last_seq=values["last_seq"],
+            started_at=values["started_at"],
+            ended_at=values["ended_at"],
+            expires_at=values["expires_at"],
+            attempt=values["attempt"],
+            frames=values["frames"],
+            usage=orjson.loads(values["usage"]),
+            failure=_failure(values["failure"]),
+            message=message,
+            request_id=values["request_id"],
+            may_rerun=bool(values["may_rerun"]),
+            batch_id=values["batch_id"],
+        )
+    except (ValueError, TypeError) as exc:
+        raise CodecError("a stored job is damaged") from exc
+
+
+def _failure(stored: str | None) -> Failure | None:
+    if stored is None:
+        return None
+    status, kind, message, headers = orjson.loads(stored)
+    return Failure(status, kind, message, tuple((name, value) for name, value in headers))
+
+
+def message_seq(first_seq: int, events: Sequence[Event]) -> int | None:
+    """Where, among ``events``, the Message is."""
+    for seq, event in enumerate(events, first_seq):
+        if isinstance(event, JobCompleted) and event.message:
+            return seq
+    return None
+
+
+def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
+    """The rows of consecutive events. Raises CodecError for what cannot be stored."""
+    rows: list[EventRow] = []
+    runs: list[FramesReceived] = []
+    size = 0
+    for seq, event in enumerate(events, first_seq):
+        follows = isinstance(event, FramesReceived) and (not runs or _follows(runs[-1], event))
+        if runs and (not follows or size >= ROW_BYTES):
+            rows.append(_runs_row(seq - 1, runs))
+            runs, size = [], 0
+        if isinstance(event, FramesReceived):
+            runs.append(event)
+            size += sum(map(len, event.frames))
+        else:
+            rows.append(EventRow(seq, None, None, encode(without_content(event)), content_of(event)))
+    if runs:
+        rows.append(_runs_row(first_seq + len(events) - 1, runs))
+    return rows
+
+
+def _follows(run: FramesReceived, event: FramesReceived) -> bool:
+    return (
+        event.attempt == run.attempt
+        and event.first == run.last + 1
+        and bool(event.frames) == bool(run.frames)
+    )
+
+
+def _runs_row(seq: int, runs: list[FramesReceived]) -> EventRow:
+    fact = {
+        "v": RUNS_VERSION,
+        "attempt": runs[0].attempt,
+        "first": runs[0].first,
+        "runs": [(run.at, [len(frame) for frame in run.frames] or run.count) for run in runs],
+    }
+    content = b"".join(frame for run in runs for frame in run.frames) if runs[0].frames else None
+    return EventRow(seq, runs[0].attempt, runs[-1].last, orjson.dumps(fact), content)
+
+
+def stored_events(job_id: str, row: EventRow) -> list[StoredEvent]:
+    """The events of a row. Raises CodecError for a damaged one."""
+    if row.attempt is None:
+        return [StoredEvent(job_id, row.seq, with_content(decode(row.fact), row.content))]
+    runs = _runs(row)
+    return [StoredEvent(job_id, seq, run) for seq, run in enumerate(runs, row.seq - len(runs) + 1)]
+
+
+def frames_of(row: EventRow) -> tuple[int, list[bytes]]:
+    """The number of the row's first frame, and its frames; none once redacted. Raises CodecError."""
+    runs = _runs(row)
+    return runs[0].first, [frame for run in runs for frame in run.frames]
+
+
+def _runs(row: EventRow) -> list[FramesReceived]:
+    redacted, content = row.content is None, row.content or b""
+    try:
+        fact = orjson.loads(row.fact)
+        if fact["v"] != RUNS_VERSION:
+            raise CodecError("stored frames of unknown version")
+        first, offset = fact["first"], 0
+        runs: list[FramesReceived] = []
+        for at, sizes in fact["runs"]:
+            frames: list[bytes] = []
+            for size in () if redacted else sizes:
+                frames.append(content[offset : offset + size])
+                offset += size
+            count = sizes if isinstance(sizes, int) else len(sizes)
+            run = FramesReceived(
+                at=at, attempt=fact["attempt"], first=first, frames=tuple(frames), count=count
+            )
+            runs.append(run)
+            first = run.last + 1
+    except (ValueError, TypeError, KeyError) as exc:
+        raise CodecError("stored frames are damaged") from exc
+    if not runs or offset != len(content):
+        raise CodecError("the sizes of stored frames do not add up")
+    return runs

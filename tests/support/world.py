@@ -1,0 +1,172 @@
+"""Everything below the wire, in memory: a supervisor with its log, its results and a fake upstream."""
+
+import io
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import orjson
+import trio
+
+from actors.broadcast import Subscription
+from actors.clock import Clock
+from actors.expiry import Expiry
+from actors.job import JobActor
+from actors.router import Route, Router
+from actors.submission import SubmitJob, SupervisorLimits
+from actors.supervisor import Supervisor
+from actors.telemetry import NullTelemetry
+from actors.work import Watch
+from events.errors import LogUnavailableError
+from events.log.memory import MemoryLog
+from events.projections import JobSnapshot
+from events.snapshots import SnapshotStore
+from events.types import Event, Mode
+from service.logs import make_logger
+from service.settings_sections import LoggingSettings
+from tests.support.providers import FakeProvider
+
+EPOCH = 1_000_000.0
+"""Unix time at which every world begins; whole, so that moments under a MockClock are exact."""
+
+
+class CountingStore(SnapshotStore):
+    """Counts how often somebody looked for what is due: the wake-ups of the expiry task."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.looks = 0
+
+    def expire(self, now: float) -> list[JobSnapshot]:
+        self.looks += 1
+        return super().expire(now)
+
+
+class FaultyLog(MemoryLog):
+    """A memory log that refuses events of the types in ``refused``, as a full disk would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: tuple[type[Event], ...] = ()
+        self.refusals = 0
+
+    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+        if isinstance(events[-1], self.refused):
+            self.refusals += 1
+            raise LogUnavailableError("the disk is full")
+        return await super().append(job_id, events, expected_seq)
+
+
+class CountingTelemetry(NullTelemetry):
+    """Counts watchers and those who fell behind."""
+
+    def __init__(self) -> None:
+        self.watchers = 0
+        self.lags = 0
+
+    def subscribers(self, delta: int) -> None:
+        self.watchers += delta
+
+    def lagged(self) -> None:
+        self.lags += 1
+
+
+@dataclass
+class World:
+    """The parts, to be looked at from outside."""
+
+    supervisor: Supervisor
+    log: FaultyLog
+    snapshots: CountingStore
+    provider: FakeProvider
+    telemetry: CountingTelemetry
+    lines: io.StringIO = field(default_factory=io.StringIO)
+
+    async def submit(
+        self,
+        mode: Mode = Mode.PLAIN,
+        *,
+        owner: str = "me",
+        detached: bool | None = None,
+        may_detach: bool = False,
+        ttl_s: float = 60.0,
+        body: bytes = b'{"model":"m"}',
+        model: str = "m",
+    ) -> tuple[JobActor, Watch]:
+        """Submit a job; async ones are detached unless told otherwise."""
+        return await self.supervisor.submit(
+            SubmitJob(
+                owner=owner,
+                body=body,
+                fields={"model": model},
+                model=model,
+                mode=mode,
+                detached=mode is Mode.ASYNC if detached is None else detached,
+                may_detach=may_detach,
+                result_ttl_s=ttl_s,
+            )
+        )
+
+    async def events(self, job_id: str) -> list[Event]:
+        """The job's events."""
+        return [stored.event for stored in await self.log.read(job_id)]
+
+    async def kinds(self, job_id: str) -> list[str]:
+        """The names of the job's events."""
+        return [type(event).__name__ for event in await self.events(job_id)]
+
+    def logged(self, action: str) -> int:
+        """How many log lines have this action."""
+        return sum(orjson.loads(line)["action"] == action for line in self.lines.getvalue().splitlines())
+
+
+@asynccontextmanager
+async def open_world(
+    provider: FakeProvider | None = None,
+    *,
+    max_in_flight: int = 1000,
+    attached_history: int = 100,
+    buffer_runs: int = 4,
+    max_snapshot_bytes: int = 1 << 20,
+    others: Sequence[FakeProvider] = (),
+) -> AsyncIterator[World]:
+    """A supervisor at work; leaving tears everything down at once.
+
+    ``provider`` answers every model, ``others`` those that name them.
+    """
+    provider = provider or FakeProvider()
+    log = FaultyLog()
+    snapshots = CountingStore(max_snapshot_bytes)
+    telemetry = CountingTelemetry()
+    lines = io.StringIO()
+    logger = make_logger(LoggingSettings(level="debug", format="json"), lines)
+    clock = Clock(unix_at_start=EPOCH)
+    async with trio.open_nursery() as nursery:
+        expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger)
+        nursery.start_soon(expiry.run)  # noqa: ASYNC113 - nothing here waits for it
+        supervisor = Supervisor(
+            nursery=nursery,
+            log=log,
+            snapshots=snapshots,
+            expiry=expiry,
+            router=Router([Route("*", provider.name)], {one.name: one for one in (provider, *others)}),
+            clock=clock,
+            telemetry=telemetry,
+            logger=logger,
+            limits=SupervisorLimits(
+                max_in_flight=max_in_flight,
+                attached_history=attached_history,
+                subscriber_buffer_runs=buffer_runs,
+            ),
+        )
+        yield World(supervisor, log, snapshots, provider, telemetry, lines)
+        nursery.cancel_scope.cancel()
+
+
+async def read_stream(subscription: Subscription) -> list[bytes]:
+    """Every frame from here to the end of the stream."""
+    frames: list[bytes] = []
+    while runs := await subscription.receive():
+        for run in runs:
+            frames.extend(run.frames)
+    return frames

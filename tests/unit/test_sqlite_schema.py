@@ -1,0 +1,127 @@
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from events.errors import LogOpenError
+from events.log.sqlite_schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    FileLock,
+    Migration,
+    connect,
+    migrate,
+    open_database,
+)
+
+FUTURE: tuple[Migration, ...] = (
+    *MIGRATIONS,
+    ("ALTER TABLE jobs ADD COLUMN colour TEXT", "UPDATE jobs SET colour = 'grey'"),
+    ("CREATE TABLE paints (colour TEXT)", "INSERT INTO paints SELECT DISTINCT colour FROM jobs"),
+)
+
+INSERT_JOB = (
+    "INSERT INTO jobs (id, job_id, owner, model, mode, created_at, request_id, may_rerun, state, detached,"
+    " result_ttl_s, last_seq, attempt, frames, usage)"
+    " VALUES (1, 'j', '', 'm', 'async', 0, '', 1, 'pending', 1, 60, 1, 0, 0, '{}')"
+)
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return int(version)
+
+
+def test_a_new_file_is_private_durable_and_of_the_newest_version(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    connection = open_database(path)
+    pragmas = {
+        name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "auto_vacuum", "application_id", "user_version")
+    }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "auto_vacuum": 2,
+        "application_id": APPLICATION_ID,
+        "user_version": len(MIGRATIONS),
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    connection.execute("BEGIN IMMEDIATE")
+    assert stat.S_IMODE(Path(f"{path}-wal").stat().st_mode) == 0o600
+    connection.close()
+
+
+@pytest.mark.parametrize("start", range(1, len(FUTURE) + 1))
+def test_a_file_of_every_older_version_is_brought_up_and_keeps_its_jobs(tmp_path: Path, start: int) -> None:
+    path = tmp_path / "events.db"
+    connection = open_database(path, migrations=FUTURE[:start])
+    connection.execute(INSERT_JOB)
+    connection.close()
+    connection = open_database(path, migrations=FUTURE)
+    assert connection.execute("SELECT job_id FROM jobs").fetchall() == [("j",)]
+    connection.execute("SELECT colour FROM paints")
+    connection.close()
+    assert version_of(path) == len(FUTURE)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    open_database(path, migrations=FUTURE[:1]).close()
+    broken = (*FUTURE[:2], ("CREATE TABLE half (a)", "CREATE TABLE half (a)"))
+    with pytest.raises(LogOpenError, match="already exists"):
+        open_database(path, migrations=broken)
+    assert version_of(path) == 1
+    connection = connect(path)
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    assert "half" not in names
+    migrate(connection, FUTURE)
+    connection.close()
+    assert version_of(path) == len(FUTURE)
+
+
+def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    open_database(path, migrations=FUTURE).close()
+    before = path.read_bytes()
+    with pytest.raises(
+        LogOpenError, match=r"newer messagesd wrote it \(schema 3; this release knows up to 1\)"
+    ):
+        open_database(path)
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE notes (text)")
+    other.commit()
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LogOpenError, match="some other program's database; choose another file"):
+        open_database(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_bytes(b"Dear Sir or Madam, " * 100)
+    before = path.read_bytes()
+    with pytest.raises(LogOpenError, match="no SQLite database"):
+        open_database(path)
+    assert path.read_bytes() == before
+
+
+def test_the_lock_names_its_holder_and_ends_with_release(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    lock = FileLock(path)
+    with pytest.raises(
+        LogOpenError, match=f"another daemon uses it \\(process {os.getpid()}\\); stop that one"
+    ):
+        FileLock(path)
+    lock.release()
+    FileLock(path).release()
