@@ -30,7 +30,7 @@ from actors.providers.base import (
 from actors.providers.options import AnthropicOptions
 from actors.providers.splice import set_model, set_stream
 from actors.providers.sse_decoder import SSEDecoder, encode_frame
-from actors.providers.transport import StreamResponse, Transport
+from actors.providers.transport import StreamResponse, make_transport
 from actors.providers.upstream_errors import Scrubber, error_in_success, shown_headers, status_error
 from events.types import Headers
 
@@ -62,7 +62,7 @@ class AnthropicProvider:
         base_url = str(options.base_url)
         self.name = options.name
         self._options = options
-        self._transport = Transport(options, base_url, trust_env=trust_env)
+        self._transport = make_transport(options, base_url, trust_env=trust_env)
         self._scrub = Scrubber(base_url, (key, *secrets))
         self._headers: Headers = (("user-agent", f"messagesd/{_version()}"),)
         if key and options.auth == "bearer":
