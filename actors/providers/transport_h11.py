@@ -342,7 +342,9 @@ class DirectTransport:
 
 
 def _readable(link: _Link) -> bool:
-    return isinstance(link.stream, trio.SocketStream) and link.socket.is_readable()
+    if not isinstance(link.stream, trio.SocketStream) or link.socket.fileno() < 0:
+        return False
+    return link.socket.is_readable()
 
 
 def _broken_off() -> UpstreamProtocolError:

@@ -75,6 +75,7 @@ class GroupCommit:
         self._sent: tuple[Batch, list[Write], list[tuple[LiveJob, int]]] | None = None
         self._settled = trio.Event()
         self._last_error: str | None = None
+        self._closed = False
         self._commits = self._failed_commits = self._appends = self._runs = self._largest = 0
         self._writer.start()
 
@@ -117,7 +118,9 @@ class GroupCommit:
     # -- writes ----------------------------------------------------------------------------------
 
     def put(self, write: Write) -> None:
-        """Queue a write. Raises LogUnavailableError when too much waits already."""
+        """Queue a write. Raises LogUnavailableError when too much waits already, or after :meth:`aclose`."""
+        if self._closed:
+            raise LogUnavailableError("the event log is closed")
         if self._queue and self._queued_bytes + write.size > self._max_queued_bytes:
             raise LogUnavailableError("the event log's disk does not keep up")
         self._queue[write] = None
@@ -268,6 +271,7 @@ class GroupCommit:
         Puts no deadline of trio's to it: the disk does not follow the trio clock. Raises LogUnavailableError
         when something was not written. To be called once, shielded.
         """
+        self._closed = True
         until = monotonic() + within_s
         problem = None
         while problem is None and (self._queue or self._dirty or self._sent is not None):
