@@ -7,24 +7,26 @@ nothing of a job ever runs in here.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, cast
 
+import h11
 import quart
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope
 from quart.wrappers import Response
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Rule
 
 from service.auth import AuthenticationError, Principal
 from service.dependencies import Dependencies
+from service.direct import DirectCall, DirectRoute, Respond
 from service.errors import InvalidRequestError, NotFoundError, failure_of
 from service.http import Reply, ReplyStream, Request, RequestHeaders
 from service.openapi import Documentation
@@ -38,6 +40,8 @@ EXCHANGE = "messagesd.exchange"
 P = ParamSpec("P")
 Handler = Callable[Concatenate[Dependencies, Request, P], Awaitable[Reply]]
 
+_ASYNC_ID = ASYNC_ID.encode()
+_PREFIX_SLASH = PREFIX.encode() + b"/"
 _ANYONE = Principal(name="", anonymous=True)
 
 
@@ -52,6 +56,22 @@ class Exchange:
     status: int = 0
 
 
+def new_request_id() -> str:
+    """What a request is called in its answer, its log lines and its events."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What every way of serving a route has to know of it."""
+
+    rule: str
+    handler: Handler[...]
+    access: str = "key"
+    """``key``, ``keyed`` (a key as soon as keys are configured), or ``open``."""
+    makes_jobs: bool = False
+
+
 class GatewayConnection(TrioASGIHTTPConnection):
     """One HTTP request, around Quart's own handling of it."""
 
@@ -60,7 +80,7 @@ class GatewayConnection(TrioASGIHTTPConnection):
     def __init__(self, app: "GatewayApp", scope: HTTPScope) -> None:
         path = scope["path"]
         prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
-        self._exchange = Exchange(f"req_{secrets.token_hex(12)}", prefix)
+        self._exchange = Exchange(new_request_id(), prefix)
         ours = cast(HTTPScope, {**scope, "path": path[len(prefix) :] or "/", EXCHANGE: self._exchange})
         super().__init__(app, ours)
 
@@ -79,11 +99,11 @@ class GatewayConnection(TrioASGIHTTPConnection):
             with exchange.closing:
                 await super().__call__(receive, send_with_id)
         finally:
-            self.app.answered(self.scope, exchange, perf_counter() - started)
+            self.app.answered(self.scope["method"], self.scope["path"], exchange, perf_counter() - started)
 
 
 class GatewayApp(QuartTrio):
-    """Quart-Trio with our connection. Serves HTTP only."""
+    """Quart-Trio with our exchange around each request, and a shorter way to its hottest routes."""
 
     # quart-trio's annotation names its own class where Quart asks for any of its kind.
     asgi_http_class = GatewayConnection  # type: ignore[assignment]
@@ -91,22 +111,62 @@ class GatewayApp(QuartTrio):
     def __init__(self, dependencies: Dependencies) -> None:
         super().__init__("service", static_folder=None)
         self.dependencies = dependencies
+        self.direct_routes: dict[tuple[bytes, bytes], Route] = {}
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """ASGI entry. WebSockets are refused (403 on the wire): there is nothing to say on one."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000, "reason": None})
-            return
-        await super().__call__(scope, receive, send)
+    def direct(self, request: h11.Request) -> DirectRoute | None:
+        """The routes that are answered without Quart: see :mod:`service.direct`."""
+        path, _, query = request.target.partition(b"?")
+        prefix = ""
+        if path.startswith(_PREFIX_SLASH):
+            prefix, path = PREFIX, path[len(PREFIX) :]
+        route = self.direct_routes.get((request.method, path))
+        if route is None:
+            return None
+        server = self.dependencies.settings.server
+        return DirectRoute(
+            path=route.rule,
+            prefix=prefix,
+            query=query,
+            max_body_bytes=server.max_body_bytes,
+            body_timeout_s=server.body_timeout_s,
+            reads_body=all(name != _ASYNC_ID for name, _ in request.headers),
+            serve=partial(self._serve_direct, route),
+        )
 
-    def answered(self, scope: Any, exchange: Exchange, duration_s: float) -> None:
+    async def _serve_direct(self, route: Route, call: DirectCall, respond: Respond) -> None:
+        exchange = Exchange(new_request_id(), call.prefix)
+        started = perf_counter()
+
+        async def read_body() -> bytes:
+            return call.body
+
+        try:
+            with exchange.closing:
+                reply = await _answer(
+                    self.dependencies,
+                    route,
+                    exchange,
+                    method=call.method,
+                    path=call.path,
+                    scheme="http",
+                    headers=RequestHeaders(call.headers),
+                    query=call.query,
+                    read_body=read_body,
+                    path_parts={},
+                )
+                exchange.status = reply.status
+                await respond(reply, exchange.request_id)
+        finally:
+            self.answered(call.method, call.path, exchange, perf_counter() - started)
+
+    def answered(self, method: str, path: str, exchange: Exchange, duration_s: float) -> None:
         """Count and log a request. Status 0: the client left before the answer began."""
-        self.dependencies.metrics.http_request(scope["method"], exchange.route, exchange.status)
+        self.dependencies.metrics.http_request(method, exchange.route, exchange.status)
         self.dependencies.logger.debug(
             "request answered",
             action="http.answered",
-            method=scope["method"],
-            path=scope["path"],
+            method=method,
+            path=path,
             status=exchange.status,
             request_id=exchange.request_id,
             duration_s=round(duration_s, 4),
@@ -141,10 +201,7 @@ def _response(reply: Reply) -> Response:
     response = app.response_class(body, reply.status, content_type=reply.content_type)
     if not isinstance(reply.body, bytes):
         response.timeout = None
-        # Reverse proxies buffer a stream unless told not to.
-        response.headers["cache-control"] = "no-cache"
-        response.headers["x-accel-buffering"] = "no"
-    for name, value in reply.headers:
+    for name, value in reply.all_headers()[1:]:
         response.headers.add(name, value)
     return response
 
@@ -162,39 +219,63 @@ def _authenticated(deps: Dependencies, headers: RequestHeaders, access: str) -> 
     return principal
 
 
-def _view(
-    deps: Dependencies, handler: Handler[...], *, access: str, makes_jobs: bool
-) -> Callable[..., Awaitable[Response]]:
-    """A Quart view of a handler: credentials, the request as handlers see it, errors as replies."""
+async def _answer(
+    deps: Dependencies,
+    route: Route,
+    exchange: Exchange,
+    *,
+    method: str,
+    path: str,
+    scheme: str,
+    headers: RequestHeaders,
+    query: Mapping[str, str],
+    read_body: Callable[[], Awaitable[bytes]],
+    path_parts: Mapping[str, str],
+) -> Reply:
+    """The reply of a route: credentials, the request as handlers see it, errors as envelopes."""
+    exchange.route = route.rule
+    try:
+        principal = _authenticated(deps, headers, route.access)
+        if not route.makes_jobs and route.access == "key":
+            _refuse_job_headers(headers)
+        request = Request(
+            method=method,
+            path=path,
+            headers=headers,
+            query=query,
+            principal=principal,
+            request_id=exchange.request_id,
+            origin=_origin(deps, scheme, headers) + exchange.prefix,
+            read_body=read_body,
+            closing=exchange.closing,
+        )
+        return await route.handler(deps, request, **path_parts)
+    except Exception as error:  # noqa: BLE001 - the wire has an envelope for every error
+        return _error_reply(deps, error, exchange)
+
+
+def _view(deps: Dependencies, route: Route) -> Callable[..., Awaitable[Response]]:
+    """A Quart view of a route."""
 
     async def view(**path_parts: str) -> Response:
-        exchange = _exchange()
         scope = cast(HTTPScope, quart.request.scope)
-        rule = cast(Rule, quart.request.url_rule)
-        exchange.route = rule.rule
-        try:
-            headers = RequestHeaders(scope["headers"])
-            principal = _authenticated(deps, headers, access)
-            if not makes_jobs and access == "key":
-                _refuse_job_headers(headers)
-            request = Request(
+        return _response(
+            await _answer(
+                deps,
+                route,
+                _exchange(),
                 method=scope["method"],
                 path=scope["path"],
-                headers=headers,
+                scheme=scope["scheme"],
+                headers=RequestHeaders(scope["headers"]),
                 query=quart.request.args,
-                principal=principal,
-                request_id=exchange.request_id,
-                origin=_origin(deps, scope, headers) + exchange.prefix,
                 read_body=_read_body,
-                closing=exchange.closing,
+                path_parts=path_parts,
             )
-            reply = await handler(deps, request, **path_parts)
-        except Exception as error:  # noqa: BLE001 - the wire has an envelope for every error
-            reply = _error_reply(deps, error, exchange)
-        return _response(reply)
+        )
 
-    view.__name__ = handler.__name__
-    view.__doc__ = handler.__doc__
+    view.__name__ = route.handler.__name__
+    view.__doc__ = route.handler.__doc__
     return view
 
 
@@ -205,11 +286,11 @@ def _refuse_job_headers(headers: RequestHeaders) -> None:
         raise NotFoundError(f"{ASYNC_ID}: jobs are polled at POST /v1/messages")
 
 
-def _origin(deps: Dependencies, scope: HTTPScope, headers: RequestHeaders) -> str:
+def _origin(deps: Dependencies, scheme: str, headers: RequestHeaders) -> str:
     public_url = deps.settings.server.public_url
     if public_url is not None:
         return str(public_url).rstrip("/")
-    return f"{scope['scheme']}://{headers.get('host') or deps.settings.server.host}"
+    return f"{scheme}://{headers.get('host') or deps.settings.server.host}"
 
 
 def _error_reply(deps: Dependencies, error: Exception, exchange: Exchange) -> Reply:
@@ -240,17 +321,21 @@ def create_app(deps: Dependencies) -> GatewayApp:
         *methods: str,
         access: str = "key",
         makes_jobs: bool = False,
+        direct: bool = False,
     ) -> None:
+        route = Route(path, handler, access, makes_jobs)
         app.add_url_rule(
             path,
             endpoint=f"{handler.__name__}:{path}",
-            view_func=_view(deps, handler, access=access, makes_jobs=makes_jobs),
+            view_func=_view(deps, route),
             methods=list(methods or ("GET",)),
             provide_automatic_options=False,
             strict_slashes=True,
         )
+        if direct:
+            app.direct_routes.update({(method.encode(), path.encode()): route for method in methods})
 
-    route("/v1/messages", messages.post_messages, "POST", makes_jobs=True)
+    route("/v1/messages", messages.post_messages, "POST", makes_jobs=True, direct=True)
     route("/v1/messages/count_tokens", count_tokens.count_tokens, "POST")
     route("/v1/messages/<path:rest>", count_tokens.forward, "POST")
     route("/v1/models", models.list_models)

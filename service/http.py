@@ -91,3 +91,11 @@ class Reply:
     body: bytes | ReplyStream
     headers: HeaderList = field(default_factory=list)
     content_type: str = "application/json"
+
+    def all_headers(self) -> HeaderList:
+        """Every header but ``content-length``."""
+        found = [("content-type", self.content_type), *self.headers]
+        if not isinstance(self.body, bytes):
+            # Reverse proxies buffer a stream unless told not to.
+            found += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+        return found

@@ -88,7 +88,9 @@ async def open_gateway(
         trio.open_nursery() as actors,
     ):
         dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
-        server = Server(create_app(dependencies), _hypercorn_config(settings, logger), sockets, logger=logger)
+        app = create_app(dependencies)
+        config = _hypercorn_config(settings, logger)
+        server = Server(app, config, sockets, direct_app=app, logger=logger)
         await recover(
             dependencies.supervisor,
             log=log,
