@@ -43,6 +43,8 @@ Ending = CancelJob | LastWatcherLeft | StopForShutdown
 
 INTERRUPTED = Failure(500, "api_error", "interrupted by a restart of the gateway")
 SHUTDOWN_FAILURE = Failure(503, "api_error", "the job was interrupted by a shutdown of the gateway")
+LEFT_FAILURE = Failure(503, "api_error", "the gateway is shutting down; the job goes on at its next start")
+"""What a watcher is told; the job itself has not failed."""
 
 
 def ends_work(command: Command, *, detached: bool, watchers: int) -> bool:

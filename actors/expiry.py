@@ -1,15 +1,17 @@
 """The tasks that take results away at their deadline, and records at their age."""
 
+from collections.abc import Awaitable, Callable
 from math import inf
 
 import structlog
 import trio
 
 from actors.clock import Clock
-from events.errors import EventsError, LogUnavailableError
+from events.errors import EventsError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog
 from events.projections import JobSnapshot
 from events.snapshots import SnapshotStore
+from events.state import JobState
 from events.types import JobExpired
 
 RETRY_S = 5.0
@@ -32,7 +34,10 @@ class Expiry:
         log: EventLog,
         clock: Clock,
         logger: structlog.typing.FilteringBoundLogger,
+        on_expired: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        """``on_expired`` is told how many results went, each time some did."""
+        self._on_expired = on_expired
         self._snapshots = snapshots
         self._log = log
         self._clock = clock
@@ -72,14 +77,18 @@ class Expiry:
     async def _expire_due(self) -> bool:
         """Record everything that is due; whether the log took it all."""
         delayed = False
+        count = 0
         try:
             while due := await self._log.due(self._clock.now(), EXPIRIES_AT_ONCE):
                 async with trio.open_nursery() as nursery:
                     for snapshot in due:
                         nursery.start_soon(self.expire_now, snapshot)
+                count += len(due)
         except* LogUnavailableError:
             self._logger.warning("expiries not recorded yet", action="job.expiry_delayed")
             delayed = True
+        if count and self._on_expired is not None:
+            await self._on_expired(count)
         return not delayed
 
     async def expire_now(self, snapshot: JobSnapshot) -> None:
@@ -89,6 +98,9 @@ class Expiry:
         except LogUnavailableError:
             raise
         except EventsError:
+            if await self._is_gone(snapshot.job_id):
+                # Its deadline and its deletion came together.
+                return
             # The log disagrees about this job's history; trying again would not change its mind.
             self._logger.exception("expiry refused", action="job.expiry_failed", job_id=snapshot.job_id)
             await self._log.forget(snapshot.job_id)
@@ -96,6 +108,25 @@ class Expiry:
         if not self._log.durable:
             await self._log.forget(snapshot.job_id)
         self._logger.debug("result expired", action="job.expired", job_id=snapshot.job_id)
+
+    async def _is_gone(self, job_id: str) -> bool:
+        try:
+            return (await self._log.snapshot(job_id)).state is JobState.EXPIRED
+        except UnknownJobError:
+            return True
+
+    async def expire_overdue(self, job_id: str) -> bool:
+        """Whether the job has outlived its time; that is then recorded, and its idempotency key free.
+
+        Raises LogUnavailableError.
+        """
+        if await self._is_gone(job_id):
+            return True
+        snapshot = await self._log.snapshot(job_id)
+        if snapshot.expires_at is None or snapshot.expires_at > self._clock.now():
+            return False
+        await self.expire_now(snapshot)
+        return True
 
 
 async def purge_history(

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-import orjson
 import structlog
 import trio
 
@@ -32,7 +31,7 @@ from actors.commands import (
 from actors.errors import ProviderError
 from actors.providers.base import ProviderCall
 from actors.telemetry import Telemetry
-from actors.work import Watch, Work
+from actors.work import Watch, Work, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
@@ -42,7 +41,7 @@ from events.types import (
     AttemptStarted,
     Event,
     Failure,
-    JobAccepted,
+    FramesReceived,
     JobCancelled,
     JobCompleted,
     JobDetached,
@@ -95,6 +94,7 @@ class JobActor:
         self._watchers = 0
         self._unwatched = trio.Event()
         self._frames = 0
+        self._last_frames: list[FramesReceived] = []
         self.frame_bytes = 0
         """Bytes of all frames received."""
         self._fold = MessageFold(keep_content=work.keeps_result)
@@ -173,19 +173,23 @@ class JobActor:
     # -- the life of the job ---------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Do the work, commit how it ended, tell everyone. Raises nothing of the job's own making.
+        """Do the work, commit how it ended, tell everyone. Raises nothing but what cancels it.
 
         Cancelled from outside (the daemon is torn down at once) it commits nothing more; who waits is told
         all the same.
         """
         try:
-            await self._commit_end(await self._work_to_the_end())
-        finally:
-            self._announce()
-        if not self._snapshot.detached:
-            if self._watchers:
-                await self._unwatched.wait()
-            await self._on_gone(self)
+            try:
+                await self._commit_end(await self._work_to_the_end())
+            finally:
+                self._announce()
+            if not self._snapshot.detached:
+                if self._watchers:
+                    await self._unwatched.wait()
+                await self._on_gone(self)
+        except Exception:
+            # The nursery is every job's: what left it here would end them all.
+            self.logger.exception("actor crashed", action="job.actor_crashed")
 
     async def _work_to_the_end(self) -> list[Event]:
         """The last events, not yet committed, the terminal one last; none: left for the next start."""
@@ -245,7 +249,7 @@ class JobActor:
     async def _attempt(self) -> list[Event]:
         """One attempt at the upstream: the events that end it. Raises nothing of the provider's."""
         work = self._work
-        call = work.call or await self._recall()
+        call = work.call or await recall(self._log, self.job_id, work.model)
         attempt = self._snapshot.attempt + 1
         self._frames = 0
         started = AttemptStarted(
@@ -274,6 +278,7 @@ class JobActor:
             ]
         self.answer = answer.message
         return [
+            *self._last_frames,
             JobCompleted(
                 at=self._clock.now(),
                 attempt=attempt,
@@ -281,7 +286,7 @@ class JobActor:
                 message=answer.message if work.keeps_result else b"",
                 usage=answer.usage,
                 upstream_request_id=answer.upstream_request_id,
-            )
+            ),
         ]
 
     async def _answer(self, call: ProviderCall) -> Answer:
@@ -297,13 +302,6 @@ class JobActor:
             logger=self.logger,
         )
 
-    async def _recall(self) -> ProviderCall:
-        """The call as it was accepted, from the log."""
-        accepted = (await self._log.read(self.job_id, 0, 1))[0].event
-        if not isinstance(accepted, JobAccepted):
-            raise TypeError("a job's first event is its acceptance")
-        return ProviderCall(accepted.body, orjson.loads(accepted.body), self._work.model, accepted.headers)
-
     async def _show(self, frames: tuple[bytes, ...]) -> None:
         """Log a run of frames, then broadcast it: in this order, see :mod:`actors.broadcast`."""
         attempt = self._snapshot.attempt
@@ -311,12 +309,19 @@ class JobActor:
         if self._frames == 0:
             delay_s = now - (self._snapshot.started_at or now)
             self._telemetry.first_frame(self._snapshot.mode, self._work.provider.name, delay_s)
+        first = self._frames + 1
+        if self._fold.finished and self._work.keeps_result:
+            # message_stop tells an end: it is committed with it, or a rerun could tell another one.
+            self._last_frames = [FramesReceived(at=now, attempt=attempt, first=first, frames=frames)]
+            return
         async with self._writing:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
-        run = FrameRun(attempt, self._frames + 1, frames)
-        self._frames += len(frames)
-        self.frame_bytes += sum(map(len, frames))
-        self._telemetry.frames(self._work.provider.name, len(frames))
+        self._publish(FrameRun(attempt, first, frames))
+
+    def _publish(self, run: FrameRun) -> None:
+        self._frames = run.cursor.frame
+        self.frame_bytes += sum(map(len, run.frames))
+        self._telemetry.frames(self._work.provider.name, len(run.frames))
         self._broadcast.publish(run)
 
     async def _append(self, *events: Event) -> None:
@@ -326,7 +331,8 @@ class JobActor:
                 snapshot = apply(snapshot, self.job_id, event)
             self._seq = await self._log.append(self.job_id, events, self._seq)
             # Frames are logged without being folded one by one: what they changed is filled in here.
-            self._snapshot = replace(snapshot, last_seq=self._seq, frames=self._frames)
+            frames = max(snapshot.frames, self._frames)
+            self._snapshot = replace(snapshot, last_seq=self._seq, frames=frames)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -358,13 +364,14 @@ class JobActor:
     async def _try_commit(self, last: Sequence[Event]) -> bool:
         """Append the last events; whether trying again makes no sense any more."""
         try:
-            await self._append(*last)
-        except SequenceConflict:
-            # A write of ours that was cancelled may have been made after all.
-            self._snapshot = await self._log.snapshot(self.job_id)
-            self._seq = self._snapshot.last_seq
-            if not self._snapshot.ended:
-                return False
+            try:
+                await self._append(*last)
+            except SequenceConflict:
+                # A write of ours that was cancelled may have been made after all.
+                self._snapshot = await self._log.snapshot(self.job_id)
+                self._seq = self._snapshot.last_seq
+                if not self._snapshot.ended:
+                    return False
         except LogUnavailableError:
             self.logger.warning("the end is not recorded yet", action="job.commit_delayed")
             return False
@@ -372,9 +379,11 @@ class JobActor:
             self.logger.exception("terminal event refused by the log", action="job.commit_failed")
             self._stopping = True
             return False
-        terminal = last[-1]
-        if isinstance(terminal, JobCompleted | JobFailed | JobCancelled):
-            self.terminal = terminal
+        for event in last:
+            if isinstance(event, FramesReceived):
+                self._publish(FrameRun(event.attempt, event.first, event.frames))
+            elif isinstance(event, JobCompleted | JobFailed | JobCancelled):
+                self.terminal = event
         return True
 
     def _announce(self) -> None:

@@ -17,13 +17,13 @@ from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
 from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
 from actors.expiry import Expiry
-from actors.job import COMMIT_TIMEOUT_S, JobActor
+from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S, JobActor
 from actors.providers.base import ProviderCall
 from actors.router import Router
 from actors.submission import Submission, SubmitJob, SupervisorLimits, Watched, body_digest
 from actors.telemetry import Telemetry
-from actors.work import Watch, Work, is_stream
-from events.errors import DuplicateKeyError, UnknownJobError
+from actors.work import Line, Watch, Work, is_stream
+from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, apply
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
@@ -63,7 +63,7 @@ class Supervisor:
         self._idle.set()
         self._draining = False
         self._attached_history: deque[str] = deque()
-        self._resumed_turn = trio.Semaphore(limits.max_resumed)
+        self._resumed = Line(limits.max_resumed)
 
     # -- what it knows ---------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Supervisor:
         return actor
 
     async def result(self, job_id: str, owner: str | None) -> JobSnapshot:
-        """The job as a poll sees it: running, or ended with its result kept. Raises JobNotFoundError."""
+        """The job as a poll sees it: running, left by a shutdown, or kept. Raises JobNotFoundError."""
         actor = self.actor(job_id, owner)
         if actor is not None:
             return actor.snapshot
@@ -98,6 +98,8 @@ class Supervisor:
         snapshot = self._snapshots.get(job_id, now)
         if snapshot is None:
             snapshot = await self._stored(job_id, owner)
+            if snapshot.detached and not snapshot.ended:
+                return snapshot
             redacted = snapshot.state is JobState.COMPLETED and not snapshot.message
             if redacted or snapshot.expires_at is None or snapshot.expires_at <= now:
                 raise JobNotFoundError
@@ -145,7 +147,8 @@ class Supervisor:
         """Take a job on: it is in the log when this returns, and its actor runs.
 
         The watch is the caller's stake: leaving it stops an attached job that nobody else watches. Raises
-        OverloadedError (nothing was accepted), NoSuchModelError, LogUnavailableError, DuplicateKeyError.
+        OverloadedError (nothing was accepted), NoSuchModelError, LogUnavailableError, DuplicateKeyError, and
+        trio.TooSlowError when the log does not answer in time; what it may still have taken is dropped then.
         Cancelled while the acceptance is being committed, it first finishes, so that no job is in the log
         without an actor.
         """
@@ -170,9 +173,11 @@ class Supervisor:
         try:
             with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
                 await self._log.append(job_id, [accepted], 0)
-        except BaseException:
+        except BaseException as error:
             self._snapshots.release(job_id)
             self._dismiss()
+            if isinstance(error, trio.TooSlowError):
+                self._nursery.start_soon(self._disown, job_id)
             raise
         work = Work(
             provider=target.provider,
@@ -187,6 +192,13 @@ class Supervisor:
         actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         return actor, actor.watch()
 
+    async def _disown(self, job_id: str) -> None:
+        """Drop a job that its submitter was told is not accepted, should its commit still have come about."""
+        try:
+            await self._log.forget(job_id)
+        except LogUnavailableError:
+            self._logger.warning("a refused job may be in the log", action="job.disowned", job_id=job_id)
+
     async def submit_once(self, command: SubmitJob) -> Submission:
         """Take a job on, unless its owner already has one with this idempotency key: then that one.
 
@@ -194,10 +206,11 @@ class Supervisor:
         """
         try:
             actor, watch = await self.submit(command)
+            return Submission(actor.snapshot, actor, watch)
         except DuplicateKeyError as error:
             job_id = error.existing_job_id
-        else:
-            return Submission(actor.snapshot, actor, watch)
+        if await self._expiry.expire_overdue(job_id):
+            return await self.submit_once(command)
         accepted = (await self._log.read(job_id, 0, 1))[0].event
         if not isinstance(accepted, JobAccepted) or accepted.body_sha256 != body_digest(command.body):
             raise JobConflictError("idempotency-key: it was used with another request body")
@@ -222,7 +235,7 @@ class Supervisor:
             call=None,
             as_stream=True,
             keeps_result=True,
-            turn=self._resumed_turn,
+            turn=self._resumed.join(),
         )
         return self._start(snapshot, work, body_bytes=0)
 
@@ -339,8 +352,17 @@ class Supervisor:
         )
 
     async def _gone(self, actor: JobActor) -> None:
-        """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""
-        await self._log.redact(actor.job_id)
+        """An attached job has ended and nobody reads it any more: its content goes, its counts stay.
+
+        A log that cannot drop it now is asked again: it takes no new jobs meanwhile, so few wait here.
+        """
+        while True:
+            try:
+                await self._log.redact(actor.job_id)
+                break
+            except LogUnavailableError:
+                actor.logger.warning("content not dropped yet", action="job.redact_delayed")
+            await trio.sleep(COMMIT_RETRY_S)
         if self._log.durable:
             # Records on disk go by age, with those of other jobs.
             return

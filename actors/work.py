@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import orjson
 import trio
 
 from actors.providers.base import Provider, ProviderCall
-from events.types import Mode
+from events.log.base import EventLog
+from events.types import JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,53 @@ class Work:
     """Fold the frames into a Message that outlives the watchers."""
     may_detach: bool = False
     """A DetachJob may come: the actor also listens to its inbox while it works."""
-    turn: trio.Semaphore | None = None
-    """Work begins when this gives way, first in first out; None: at once."""
+    turn: "Turn | None" = None
+    """Work begins when it comes; None: at once."""
+
+
+class Line:
+    """Lets so many work at once, in the order in which they joined, whatever order their tasks run in."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: dict[Turn, None] = {}
+
+    def join(self) -> "Turn":
+        """The last turn in line. Synchronous. Whoever joins enters it, if only to be cancelled."""
+        turn = Turn(self._leave)
+        self._waiting[turn] = None
+        self._call()
+        return turn
+
+    def _call(self) -> None:
+        while self._free and self._waiting:
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
+            self._free -= 1
+            turn.came.set()
+
+    def _leave(self, turn: "Turn") -> None:
+        self._waiting.pop(turn, None)
+        self._free += turn.came.is_set()
+        self._call()
+
+
+class Turn:
+    """A place in a :class:`Line`: entered once it has come, left when the work is over or cancelled."""
+
+    def __init__(self, leave: "Callable[[Turn], None]") -> None:
+        self._leave = leave
+        self.came = trio.Event()
+
+    async def __aenter__(self) -> None:
+        try:
+            await self.came.wait()
+        except BaseException:
+            self._leave(self)
+            raise
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._leave(self)
 
 
 class Watch:
@@ -47,3 +94,11 @@ class Watch:
 def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
     """Whether a job's upstream is run as a stream: all but plain attached ones are."""
     return mode is not Mode.PLAIN or detached or may_detach
+
+
+async def recall(log: EventLog, job_id: str, model: str) -> ProviderCall:
+    """A job's call as it was accepted, for the provider's ``model``. Raises UnknownJobError."""
+    accepted = (await log.read(job_id, 0, 1))[0].event
+    if not isinstance(accepted, JobAccepted):
+        raise TypeError("a job's first event is its acceptance")
+    return ProviderCall(accepted.body, orjson.loads(accepted.body), model, accepted.headers)

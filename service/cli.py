@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import trio
 
+from events.errors import LogOpenError
 from service.settings import Settings, SettingsError, describe, key_hash, load
 
 EXIT_FAILED = 1
@@ -98,8 +99,11 @@ def serve(host: str | None, port: int | None, config: Path | None) -> None:
         trio.run(partial(serve_settings, settings))
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except (OSError, BaseExceptionGroup) as error:
+    except (OSError, LogOpenError, BaseExceptionGroup) as error:
         leaves = list(_leaves(error))
+        if all(isinstance(leaf, LogOpenError) for leaf in leaves):
+            click.echo(f"error: {leaves[0]}", err=True)
+            raise SystemExit(EXIT_FAILED) from None
         if not all(_is_bind_error(leaf) for leaf in leaves):
             raise
         address = f"{settings.server.host}:{settings.server.port}"

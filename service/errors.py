@@ -7,8 +7,8 @@ import orjson
 import trio
 from werkzeug.exceptions import HTTPException
 
-from actors.errors import ActorError, error_type_of
-from events.errors import LogError
+from actors.errors import ActorError, JobNotFoundError, error_type_of
+from events.errors import LogError, UnknownJobError
 from events.types import Failure, Headers
 
 INTERNAL_FAILURE = Failure(500, "api_error", "internal error of the gateway; its log has the request id")
@@ -57,6 +57,9 @@ def failure_of(error: BaseException) -> Failure:
     match error:
         case ActorError():
             return error.failure
+        case UnknownJobError():
+            # It was there a moment ago: deleted, or expired, while the request was under way.
+            return JobNotFoundError().failure
         case LogError() | trio.TooSlowError():
             return Failure(
                 529,

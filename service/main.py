@@ -33,6 +33,7 @@ from service.app import create_app
 from service.auth import Authenticator
 from service.dependencies import Dependencies
 from service.logs import hypercorn_logger, make_logger
+from service.memory import BurstMemory
 from service.metrics import Metrics
 from service.server import Server, listen
 from service.settings import Settings
@@ -143,9 +144,10 @@ def _assemble(
     logger: structlog.typing.FilteringBoundLogger,
 ) -> Dependencies:
     clock = Clock()
-    metrics = Metrics()
+    metrics = Metrics(tuple(providers))
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
-    expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger)
+    memory = BurstMemory(renew=metrics.renew, quiet=lambda: len(snapshots) == 0)
+    expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
     actors.start_soon(expiry.run)
     if log.durable:
         purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)

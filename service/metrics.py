@@ -4,7 +4,7 @@ Labels are bounded: modes, states, providers and routes come from the code and t
 and model names are never labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
@@ -34,7 +34,8 @@ _MAX_TOKENS = 2**53
 class Metrics:
     """Implements :class:`actors.telemetry.Telemetry`. No method raises, whatever an upstream reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, providers: Sequence[str] = ()) -> None:
+        """``providers`` are shown from the start; others from their first frame on."""
         self.registry = CollectorRegistry()
         ProcessCollector(namespace="messagesd", registry=self.registry)
         self._requests = self._counter(
@@ -65,8 +66,10 @@ class Metrics:
         # Resolving labels takes a lock and builds strings; the hot paths keep what it gave.
         self._request_children: dict[tuple[str, str, int], Counter] = {}
         self._routes: set[str] = {UNKNOWN_ROUTE}
-        self._frame_children: dict[str, Counter] = {}
-        self._first_frame_children: dict[tuple[Mode, str], Histogram] = {}
+        self._frame_children = {name: self._frames.labels(name) for name in providers}
+        self._first_frame_children = {
+            (mode, name): self._first_frame.labels(mode.value, name) for mode in Mode for name in providers
+        }
         # Shown as 0 from the start, so that a rate over the first increment is not lost.
         self._accepted_children = {mode: self._accepted.labels(mode.value) for mode in Mode}
         self._duration_children = {mode: self._duration.labels(mode.value) for mode in Mode}
@@ -150,6 +153,24 @@ class Metrics:
     def lagged(self) -> None:
         """A watcher fell behind its buffer and reads from the log now."""
         self._lagging.inc()
+
+    def renew(self) -> None:
+        """Make the numbers behind the metrics anew, unchanged (see :mod:`service.memory`)."""
+        for counters in (
+            self._request_children,
+            self._frame_children,
+            self._accepted_children,
+            self._token_children,
+            self._job_children,
+        ):
+            for counter in counters.values():
+                counter.inc(0)
+        for gauge in (self._subscribers, self._lagging):
+            gauge.inc(0)
+        for histogram in (*self._first_frame_children.values(), *self._duration_children.values()):
+            # The library has no other way to the numbers of a histogram that would leave them as they are.
+            for value in (histogram._sum, *histogram._buckets):  # noqa: SLF001 - see above
+                value.inc(0)
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition of every metric, and its content type."""

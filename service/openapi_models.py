@@ -252,7 +252,7 @@ class EventsHeaders(BaseModel):
     last_event_id: str | None = Field(
         None,
         pattern=r"^[0-9]{1,12}$",
-        description="The `seq` of the last event seen; event streams only. `after` wins over it.",
+        description="The `seq` of the last event seen; event streams only. Wins over `after`.",
     )
 
 
@@ -292,7 +292,7 @@ class StreamQuery(BaseModel):
     """Where to resume a stream, for clients that cannot set headers."""
 
     starting_after: str | None = Field(
-        None, pattern=FRAME_ID, description="As `Last-Event-ID`, and wins over it.", examples=["1-17"]
+        None, pattern=FRAME_ID, description="As `Last-Event-ID`, which wins over it.", examples=["1-17"]
     )
 
 

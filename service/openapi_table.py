@@ -233,7 +233,10 @@ _JOBS = {
         path=_JOB_ID,
         query=models.StreamQuery,
         headers=models.StreamHeaders,
-        answers={200: Answer(description="The stream.", event=models.StreamEvent, headers=JOB_HEADERS)},
+        answers={
+            200: Answer(description="The stream.", event=models.StreamEvent, headers=JOB_HEADERS),
+            204: Answer(description="The cursor is at the end of a completed job.", headers=JOB_HEADERS),
+        },
         upstream=True,
     ),
     ("POST", "/v1/jobs/<job_id>/cancel"): Operation(

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
-from actors.broadcast import AttemptGivenUpError, Subscription
-from actors.errors import JobNotFoundError
+from actors.broadcast import Subscription
+from actors.errors import ActorError
+from events.errors import LogError
 from events.log.base import FrameCursor, FrameRun
 from events.types import Failure
-from service.errors import InvalidRequestError, envelope
+from service.errors import InvalidRequestError, envelope, failure_of
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -90,8 +91,8 @@ class FrameStream:
         try:
             with trio.move_on_after(self._heartbeat_s) as silence:
                 runs = await self._subscription.receive()
-        except (AttemptGivenUpError, JobNotFoundError) as error:
-            failure = error.failure
+        except (ActorError, LogError) as error:
+            failure = failure_of(error)
         else:
             if silence.cancelled_caught:
                 return PING

@@ -61,6 +61,7 @@ class AnthropicProvider:
         key = options.api_key.get_secret_value() if options.api_key else ""
         base_url = str(options.base_url)
         self.name = options.name
+        self.key_name = options.key_name if key else ""
         self._options = options
         self._transport = make_transport(options, base_url, trust_env=trust_env)
         self._scrub = Scrubber(base_url, (key, *secrets))

@@ -114,6 +114,8 @@ class SSEDecoder:
 
     def _hold(self, text: bytes) -> None:
         """Keep the beginning of a frame, unless it is over the bound already."""
+        if not text:  # the LF of a CRLF that was cut in two
+            return
         outer = len(self._held) + len(text)
         # A held LF at the front is the rest of blank lines, one at the back may become one.
         blank = self._held.startswith(b"\n") if self._held else text.startswith(b"\n")

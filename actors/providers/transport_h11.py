@@ -267,6 +267,19 @@ class DirectTransport:
 
     async def _take(self, total_at: float, *, fresh: bool) -> _Link:
         """An idle link that looks alive, or a new one. Belongs to the caller until given back."""
+        deadline = min(trio.current_time() + self._limits.connect_timeout_s, total_at)
+        with trio.move_on_at(deadline):
+            # It counts calls, not links: an idle link must not keep a call waiting that could have it.
+            await self._room.acquire()
+            try:
+                return self._kept(fresh=fresh) or await self._connect()
+            except BaseException:
+                self._room.release()
+                raise
+        raise timeout_error("total" if deadline == total_at else "connect", self._limits)
+
+    def _kept(self, *, fresh: bool) -> _Link | None:
+        """The idle link used last, if it looks alive. Links are opened only when none is idle."""
         if self._closed:
             raise UpstreamConnectionError("the provider is closed")
         now = trio.current_time()
@@ -276,15 +289,7 @@ class DirectTransport:
             if not fresh and now - link.idle_since < KEEP_ALIVE_S and not link.socket.is_readable():
                 return link
             self._discard(link)
-        deadline = min(now + self._limits.connect_timeout_s, total_at)
-        with trio.move_on_at(deadline):
-            await self._room.acquire()
-            try:
-                return await self._connect()
-            except BaseException:
-                self._room.release()
-                raise
-        raise timeout_error("total" if deadline == total_at else "connect", self._limits)
+        return None
 
     async def _connect(self) -> _Link:
         try:
@@ -310,6 +315,7 @@ class DirectTransport:
 
     def _give_back(self, link: _Link, *, reusable: bool) -> None:
         """Keep the link for the next call, or close it. Synchronous: it happens also when cancelled."""
+        self._room.release()
         if reusable and not self._closed and link.h11.our_state is h11.DONE:
             try:
                 link.h11.start_next_cycle()
@@ -328,9 +334,7 @@ class DirectTransport:
 
     def _discard(self, link: _Link) -> None:
         link.close()
-        if link in self._links:
-            self._links.discard(link)
-            self._room.release()
+        self._links.discard(link)
 
     async def aclose(self) -> None:
         """See the port."""

@@ -75,7 +75,7 @@ class EventLog(Protocol):
         ...
 
     async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
-        """Append ``events`` (at least one); return the job's new last ``seq``.
+        """Append ``events`` (at least one, frames among them or not); return the job's new last ``seq``.
 
         ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict,
         IllegalTransition or DuplicateKeyError, and appends nothing then; LogUnavailableError when it cannot

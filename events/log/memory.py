@@ -57,12 +57,18 @@ class _Deadlines:
     def set(self, job_id: str, at: float) -> None:
         self._at[job_id] = at
         heappush(self._heap, (at, job_id))
-        if len(self._heap) > 2 * len(self._at) + self.SLACK:
-            self._heap = [(at, job_id) for job_id, at in self._at.items()]
-            heapify(self._heap)
+        self._shorten()
 
     def remove(self, job_id: str) -> None:
         self._at.pop(job_id, None)
+        self._shorten()
+
+    def _shorten(self) -> None:
+        if not self._at:
+            self._heap.clear()
+        elif len(self._heap) > 2 * len(self._at) + self.SLACK:
+            self._heap = [(at, job_id) for job_id, at in self._at.items()]
+            heapify(self._heap)
 
     def first(self) -> tuple[float, str] | None:
         while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
@@ -129,6 +135,8 @@ class MemoryLog:
             seq += 1
             record.events.append(StoredEvent(job_id, seq, event))
             self._held_bytes += content_bytes(event)
+            if isinstance(event, FramesReceived):
+                record.runs.setdefault(event.attempt, []).append(event)
         self._records[job_id] = record
         if record.key is not None:
             self._holders[record.key] = job_id

@@ -2,12 +2,15 @@
 
 from actors.errors import NoSuchModelError
 from actors.providers.base import ForwardCall, ProviderCall
+from actors.providers.splice import set_model
 from service import schemas
 from service.dependencies import Dependencies
 from service.errors import NotFoundError
 from service.http import Reply, Request
 from service.replies import json_reply
 from service.routes.messages import check_model, forwarded_headers, parse_json_body
+
+JSON = "application/json"
 
 
 async def count_tokens(deps: Dependencies, request: Request) -> Reply:
@@ -37,12 +40,11 @@ async def forward(deps: Dependencies, request: Request, rest: str) -> Reply:
         target = deps.router.resolve(model)
     except NoSuchModelError:
         raise NotFoundError("no such path for this model") from None
+    headers = (*forwarded_headers(request), ("content-type", request.headers.get("content-type") or JSON))
     answer = await target.provider.forward(
-        ForwardCall(request.method, request.path, body, forwarded_headers(request))
+        ForwardCall(request.method, request.path, set_model(body, target.model), headers)
     )
-    content_type = next(
-        (value for name, value in answer.headers if name == "content-type"), "application/json"
-    )
+    content_type = next((value for name, value in answer.headers if name == "content-type"), JSON)
     # Our own request-id is on every answer; the upstream's would stand beside it.
-    headers = [(n, v) for n, v in answer.headers if n not in ("content-type", "request-id", "content-length")]
-    return Reply(answer.status, answer.body, headers, content_type)
+    shown = [(n, v) for n, v in answer.headers if n not in ("content-type", "request-id", "content-length")]
+    return Reply(answer.status, answer.body, shown, content_type)

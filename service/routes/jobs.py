@@ -70,10 +70,12 @@ async def delete_job(deps: Dependencies, request: Request, job_id: str) -> Reply
 
 
 async def job_events(deps: Dependencies, request: Request, job_id: str) -> Reply:
-    """The job's events after ``?after=SEQ`` (or ``Last-Event-ID``): JSON, or as SSE, replayed then live."""
+    """The job's events after ``?after=SEQ``: JSON, or as SSE (``Last-Event-ID`` wins), replayed then live."""
     snapshot = await deps.supervisor.describe(job_id, request.owner)
     live = "text/event-stream" in (request.headers.get("accept") or "")
-    after = _seq(request.query.get("after") or (request.headers.get("last-event-id") if live else None))
+    # A browser that comes back sends both: the address it was given, and what it has seen since.
+    seen = request.headers.get("last-event-id") if live else None
+    after = _seq(seen or request.query.get("after"))
     if live:
         return await _event_feed(deps, request, snapshot, after)
     events = await deps.log.read(job_id, after, MAX_EVENTS)
@@ -116,7 +118,8 @@ def _encoded(event: StoredEvent) -> bytes:
 
 async def job_stream(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """The Anthropic stream of a job: replay, then live; ``Last-Event-ID`` or ``?starting_after=`` resumes."""
-    text = request.query.get("starting_after") or request.headers.get("last-event-id")
+    # In this order, see above: the header is the newer of the two.
+    text = request.headers.get("last-event-id") or request.query.get("starting_after")
     after = sse.parse_cursor(text) if text else None
     watched = await deps.supervisor.subscribe(job_id, request.owner, after)
     if watched.watch is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import trio
 
-from actors.commands import DetachJob
+from actors.commands import LEFT_FAILURE, DetachJob
 from actors.submission import Submission, SubmitJob, Watched
 from events.log.base import FrameCursor, FrameRun
 from events.projections import JobSnapshot
@@ -17,7 +17,7 @@ from service.dependencies import Dependencies
 from service.errors import InvalidRequestError
 from service.http import Reply, Request
 from service.preferences import ASYNC_ID, Preferences, applied, preferences_of, wait_s
-from service.replies import failed_job_reply, job_headers, pending_reply
+from service.replies import error_reply, failed_job_reply, job_headers, pending_reply
 
 FORWARDED_PREFIX = "anthropic-"
 MAX_FORWARDED_BYTES = 16_384
@@ -55,7 +55,7 @@ def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip() != "application/json" and not media_type.strip().endswith("+json"):
         raise InvalidRequestError(f"content-type: expected application/json, not {media_type.strip()[:100]}")
-    charset = parameters.partition("charset=")[2].strip().strip('"')
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip().strip('"')
     if charset not in ("", "utf-8", "utf8"):
         raise InvalidRequestError("content-type: JSON is UTF-8 (RFC 8259)")
     if (request.headers.single("content-encoding") or "identity").lower() != "identity":
@@ -167,8 +167,17 @@ async def stream_reply(
     def now() -> JobSnapshot:
         return snapshot if actor is None else actor.snapshot
 
+    def ending() -> Failure | None:
+        if not now().ended:
+            return LEFT_FAILURE
+        return None if now().state is JobState.COMPLETED else now().failure
+
     if actor is not None and not resumed and not first:
         await actor.ended.wait()
+    if not resumed and not first and not now().ended:
+        reply = error_reply(LEFT_FAILURE, request.request_id)
+        reply.headers.extend(job_headers(now()))
+        return reply
     if not resumed and not first and now().failure is not None:
         reply = failed_job_reply(now(), request.request_id)
         return _without_retry(reply) if rewatched else reply
@@ -176,9 +185,6 @@ async def stream_reply(
     if resumed and actor is None and snapshot.state is JobState.COMPLETED and subscription.cursor == last:
         # Nothing is left to read. To an EventSource 204 says: do not reconnect (WHATWG HTML, 9.2.3).
         return Reply(204, b"", job_headers(snapshot))
-
-    def ending() -> Failure | None:
-        return None if now().state is JobState.COMPLETED else now().failure
 
     stream = sse.FrameStream(
         subscription,

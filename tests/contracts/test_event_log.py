@@ -15,7 +15,7 @@ from events.errors import (
     SequenceConflict,
     UnknownJobError,
 )
-from events.log.base import EventLog, JobFilter
+from events.log.base import EventLog, FrameCursor, JobFilter
 from events.state import JobState
 from events.types import Event, FramesReceived, JobCancelled, JobDetached, JobExpired
 from tests.contracts.event_log_adapters import ADAPTERS, TEST_TIMEOUT_S, OpenLog
@@ -191,6 +191,18 @@ async def test_frames_are_numbered_on_within_their_attempt(log: EventLog) -> Non
     for attempt in (1, 3):
         with pytest.raises(IllegalTransition):
             await log.append_frames("job", attempt, [b"e"], 6, 7.0)
+
+
+async def test_the_last_frames_may_come_with_the_end(log: EventLog) -> None:
+    await log.append("job", [accepted(1.0), started(2.0, 1)], 0)
+    seq = await log.append_frames("job", 1, [b"a", b"b"], 2, 3.0)
+    last = FramesReceived(at=4.0, attempt=1, first=3, frames=(b"c", b"d"))
+    assert await log.append("job", [last, completed(4.0, 1)], seq) == seq + 2
+    run = await log.read_frames("job", FrameCursor(1, 1))
+    assert run is not None
+    assert (run.first, run.frames) == (2, (b"b", b"c", b"d"))
+    assert (await log.snapshot("job")).frames == 4
+    assert (await read_all(log, "job"))[-2] == last
 
 
 async def test_a_closed_log_takes_nothing(log: EventLog) -> None:

@@ -7,12 +7,7 @@ from actors.providers.transport_h11 import DirectTransport
 from actors.providers.transport_httpx2 import ProxiedTransport
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rpartition(".")[2].startswith("test_upstream"):
-        metafunc.fixturenames.append("transport")
-        metafunc.parametrize("transport", [DirectTransport, ProxiedTransport], indirect=True)
-
-
-@pytest.fixture
+@pytest.fixture(params=[DirectTransport, ProxiedTransport])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ``usefixtures``: every provider of the test calls its upstream over this one."""
     monkeypatch.setattr(anthropic, "make_transport", request.param)

@@ -26,6 +26,8 @@ from tests.faults.upstream import (
     shows_nothing,
 )
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 # --- something else ----------------------------------------------------------------------------
 
 

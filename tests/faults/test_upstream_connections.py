@@ -26,6 +26,8 @@ from tests.faults.upstream import (
     stalls_after,
 )
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 # --- cancelled ---------------------------------------------------------------------------------
 
 
@@ -85,6 +87,21 @@ async def test_cancelled_calls_leave_room_for_others() -> None:
                 await upstream.wait_open(0)
         with trio.fail_after(2):
             assert (await provider.complete(CALL)).usage["output_tokens"] == 1
+
+
+async def test_a_call_that_waits_gets_the_connection_that_comes_free() -> None:
+    async def script(exchange: Exchange) -> None:
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        exchange.keep_alive()
+        await exchange.send(answer(200, orjson.dumps(message("hi"))))
+
+    async with provider_for(script, max_connections=1) as (provider, upstream):
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(plain, provider)
+        assert len(upstream.requests) == 3
+        assert upstream.connections == 1
 
 
 # --- connections that are kept -----------------------------------------------------------------

@@ -44,6 +44,8 @@ from tests.faults.upstream import (
     stalls_after,
 )
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 @pytest.fixture
 def clock() -> MockClock:

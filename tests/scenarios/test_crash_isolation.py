@@ -178,3 +178,63 @@ async def test_a_log_that_refuses_the_end_over_http(
             assert kinds(events)[-2:] == ["message_stop", "error"]
         assert (await post(gateway.url)).status == 200
         assert gateway.supervisor.in_flight == 0
+
+
+async def test_content_that_cannot_be_dropped_now_ends_nothing_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        with monkeypatch.context() as patch:
+
+            async def refuse(job_id: str) -> None:
+                raise LogUnavailableError("the disk is full")
+
+            patch.setattr(world.log, "redact", refuse)
+            actor, watch = await world.submit(Mode.PLAIN)
+            await actor.ended.wait()
+            watch.leave()
+            await trio.sleep(10 * COMMIT_RETRY_S)
+            assert world.log.held_bytes > 0
+        await trio.sleep(2 * COMMIT_RETRY_S)
+        assert world.log.held_bytes == 0
+        other, _ = await world.submit(Mode.PLAIN)
+        await other.ended.wait()
+        assert other.snapshot.state is JobState.COMPLETED
+
+
+async def test_an_actor_that_crashes_after_its_job_ends_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+
+        async def crash(job_id: str) -> None:
+            raise RuntimeError(SECRET)
+
+        monkeypatch.setattr(world.log, "redact", crash)
+        actor, watch = await world.submit(Mode.PLAIN)
+        await actor.ended.wait()
+        watch.leave()
+        await wait_all_tasks_blocked()
+        assert world.logged("job.actor_crashed") == 1
+        other, _ = await world.submit(Mode.ASYNC)
+        await other.ended.wait()
+        assert other.snapshot.state is JobState.COMPLETED
+
+
+async def test_a_job_refused_for_a_slow_log_does_not_stay_in_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        append = world.log.append
+
+        async def never_answers(job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+            await append(job_id, events, expected_seq)
+            return await trio.sleep_forever()
+
+        monkeypatch.setattr(world.log, "durable", True)
+        monkeypatch.setattr(world.log, "append", never_answers)
+        with pytest.raises(trio.TooSlowError):
+            await world.submit(Mode.ASYNC)
+        await wait_all_tasks_blocked()
+        assert await world.log.unfinished() == []
+        assert world.supervisor.in_flight == 0

@@ -128,6 +128,7 @@ def test_any_split_gives_the_same_frames(stream: bytes, where: list[int]) -> Non
 
 @unhurried
 @given(streams, places, st.integers(min_value=1, max_value=40))
+@example(b"x\r\n", [2], 1)
 def test_any_split_meets_the_bound_at_the_same_frame(stream: bytes, where: list[int], bound: int) -> None:
     whole = decode([stream], bound)
     assert decode(cut(stream, where), bound) == whole
