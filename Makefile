@@ -7,6 +7,9 @@ PORT ?= 8080
 COV_MIN ?= 95
 # Passed on to pytest or to the benchmarks: make test COV_MIN=0 ARGS="tests/unit -k fold"
 ARGS ?=
+# How often `make test-crash` kills, and the seed of a run to be tried again: make test-crash KILLS=500 SEED=7
+KILLS ?= 100
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,10 +21,10 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install local dev run test check format bench lock clean
+.PHONY: help install local dev run test test-crash check format bench bench-peers lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.stamp-venv:
 	@test -n "$(PYTHON)" || { echo "messagesd: no python3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -66,6 +69,9 @@ run: install local ## serve on 127.0.0.1, port 8080 or PORT=9000
 test: dev local ## every test, with coverage
 	env -u PORT $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COV_MIN) $(ARGS)
 
+test-crash: dev ## kill the daemon KILLS=100 times under load, and check all that it told its clients
+	env -u PORT $(BIN)/python -m tests.crash --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
 check: dev ## linters, types and the rule of who imports whom
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -77,8 +83,11 @@ format: dev ## rewrite the code as check wants it
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: install local ## the benchmarks
+bench: install ## messagesd beside its floors; ARGS=--quick takes a minute. Needs a C compiler
 	env -u PORT $(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: install ## the same with LiteLLM, which goes into .venv-peers
+	env -u PORT $(BIN)/python -m tests.bench --peers $(ARGS)
 
 # The daemon's lock comes first and binds the others: no tool decides which release the daemon runs on.
 lock: dev ## resolve the locks anew; UPGRADE=--upgrade takes the newest releases
