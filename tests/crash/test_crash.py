@@ -1,0 +1,25 @@
+"""The crash suite at its shortest; ``make test-crash`` runs it at length."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.crash.harness import torment
+
+KILLS = int(os.environ.get("KILLS", "8"))
+TIMEOUT_S = 60 + 10 * KILLS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_nothing_accepted_is_ever_lost(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SEED", int.from_bytes(os.urandom(4))))
+    log = logging.getLogger(__name__)
+    # What is random is what is done and when, not what must hold. A failure names the seed.
+    story = await torment(tmp_path, kills=KILLS, seed=seed, tell=log.info)
+    log.info("%s", story.text)
+    assert story.deaths.total() == KILLS
+    assert story.accepted > 0
+    assert sum(story.resumed) > 0
