@@ -1,6 +1,6 @@
 """The tasks that take results away at their deadline, and records at their age."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import inf
 
 import structlog
@@ -34,9 +34,9 @@ class Expiry:
         log: EventLog,
         clock: Clock,
         logger: structlog.typing.FilteringBoundLogger,
-        on_expired: Callable[[int], Awaitable[None]] | None = None,
+        on_expired: Callable[[int], None] | None = None,
     ) -> None:
-        """``on_expired`` is told how many results went, each time some did."""
+        """``on_expired`` is told how many more results are recorded as gone, after each look at them."""
         self._on_expired = on_expired
         self._snapshots = snapshots
         self._log = log
@@ -87,8 +87,8 @@ class Expiry:
         except* LogUnavailableError:
             self._logger.warning("expiries not recorded yet", action="job.expiry_delayed")
             delayed = True
-        if count and self._on_expired is not None:
-            await self._on_expired(count)
+        if self._on_expired is not None:
+            self._on_expired(count)
         return not delayed
 
     async def expire_now(self, snapshot: JobSnapshot) -> None:

@@ -1,6 +1,6 @@
 """``python -m service``: the same as the ``messagesd`` command."""
 
-from service.cli import main
+from service.launch import run
 
 if __name__ == "__main__":
-    main(prog_name="messagesd")
+    run()

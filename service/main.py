@@ -146,7 +146,7 @@ def _assemble(
     clock = Clock()
     metrics = Metrics(tuple(providers))
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
-    memory = BurstMemory(renew=metrics.renew, quiet=lambda: len(snapshots) == 0)
+    memory = BurstMemory(quiet=lambda: len(snapshots) == 0)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
     actors.start_soon(expiry.run)
     if log.durable:

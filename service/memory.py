@@ -1,53 +1,51 @@
 """Memory given back to the system after a burst.
 
-CPython's allocator returns an arena (1 MiB) only when every object in it is gone, so that one long-lived
-object that happened to be made during a burst keeps a whole arena. What is left of a burst of jobs is just
-such objects: numbers behind metrics, cancelled timers that trio drops lazily, free lists. Here they are made
-anew, which moves them into the arenas that are fullest, and the empty ones go.
+CPython's own allocator returns an arena (1 MiB) only when every object in it is gone: after a burst of jobs a
+few long-lived objects, made while it lasted, keep most of what it took. The system's allocator returns single
+pages, so the daemon runs on it (:func:`prefer_system_allocator`), at no cost that could be told from noise,
+and asks for the pages back when a burst of results has expired (:class:`BurstMemory`).
 """
 
 import ctypes
 import gc
+import os
+import platform
 import sys
-from collections.abc import Callable
-
-import trio
+from collections.abc import Callable, Mapping
 
 BURST_RESULTS = 500
 """So many results expired since the last time make it worth the pause (some tens of milliseconds)."""
-_STALE_TIMERS = 1100  # trio prunes its heap of timers once a thousand of them are stale
-_FAR_S = 86_400.0
+
+_ALLOCATOR = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
+
+
+def prefer_system_allocator(environ: Mapping[str, str]) -> None:
+    """Start this program again, as the same process, on the system's allocator; or return.
+
+    It returns where that is so already, where the operator has chosen an allocator (``PYTHONMALLOC``), and
+    where the system's is not known to return pages (anything but glibc). Call it before anything else.
+    """
+    if "PYTHONMALLOC" in environ or platform.libc_ver()[0] != "glibc":
+        return
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, **_ALLOCATOR})  # noqa: S606 - ourselves
 
 
 class BurstMemory:
     """Counts expired results, and gives memory back once a burst of them is over."""
 
-    def __init__(self, *, renew: Callable[[], None], quiet: Callable[[], bool]) -> None:
-        """``renew`` makes long-lived small objects anew; ``quiet`` says whether the burst is over."""
-        self._renew = renew
+    def __init__(self, *, quiet: Callable[[], bool]) -> None:
+        """``quiet`` says whether the burst is over."""
         self._quiet = quiet
         self._expired = 0
         self._malloc_trim = _malloc_trim()
 
-    async def expired(self, count: int) -> None:
-        """``count`` more results are gone."""
+    def expired(self, count: int) -> None:
+        """``count`` more results are gone (0: it was looked, and none was). Synchronous."""
         self._expired += count
         if self._expired >= BURST_RESULTS and self._quiet():
             self._expired = 0
-            await self.give_back()
-
-    async def give_back(self) -> None:
-        """Do it now. Cancelled in the middle, it leaves the rest for the next time."""
-        for _ in range(_STALE_TIMERS):
-            with trio.move_on_after(_FAR_S):  # noqa: ASYNC100 - only to be a stale timer
-                pass
-        # trio looks after its timers once a round.
-        await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
-        gc.collect()
-        self._renew()
-        gc.collect()
-        self._malloc_trim(0)
+            gc.collect()
+            self._malloc_trim(0)
 
 
 def _malloc_trim() -> Callable[[int], object]:

@@ -154,24 +154,6 @@ class Metrics:
         """A watcher fell behind its buffer and reads from the log now."""
         self._lagging.inc()
 
-    def renew(self) -> None:
-        """Make the numbers behind the metrics anew, unchanged (see :mod:`service.memory`)."""
-        for counters in (
-            self._request_children,
-            self._frame_children,
-            self._accepted_children,
-            self._token_children,
-            self._job_children,
-        ):
-            for counter in counters.values():
-                counter.inc(0)
-        for gauge in (self._subscribers, self._lagging):
-            gauge.inc(0)
-        for histogram in (*self._first_frame_children.values(), *self._duration_children.values()):
-            # The library has no other way to the numbers of a histogram that would leave them as they are.
-            for value in (histogram._sum, *histogram._buckets):  # noqa: SLF001 - see above
-                value.inc(0)
-
     def render(self) -> tuple[bytes, str]:
         """The text exposition of every metric, and its content type."""
         return generate_latest(self.registry), TEXT_FORMAT
