@@ -69,7 +69,8 @@ class Expiry:
         """Unix seconds; infinity when nothing is kept."""
         try:
             stored = await self._log.next_deadline()
-        except LogUnavailableError:
+        except EventsError:
+            self._logger.exception("deadlines not read", action="job.expiry_delayed")
             stored = self._clock.now() + RETRY_S
         kept = self._snapshots.next_deadline()
         return min(inf if stored is None else stored, inf if kept is None else kept)
@@ -84,8 +85,8 @@ class Expiry:
                     for snapshot in due:
                         nursery.start_soon(self.expire_now, snapshot)
                 count += len(due)
-        except* LogUnavailableError:
-            self._logger.warning("expiries not recorded yet", action="job.expiry_delayed")
+        except* EventsError:
+            self._logger.exception("expiries not recorded yet", action="job.expiry_delayed")
             delayed = True
         if self._on_expired is not None:
             self._on_expired(count)
@@ -141,6 +142,6 @@ async def purge_history(
         try:
             while await log.purge(clock.now() - history_s, PURGE_JOBS) == PURGE_JOBS:  # noqa: ASYNC110 - no poll
                 await trio.lowlevel.checkpoint()
-        except LogUnavailableError:
-            logger.warning("old records not dropped yet", action="log.purge_delayed")
+        except EventsError:
+            logger.exception("old records not dropped yet", action="log.purge_delayed")
         await trio.sleep(PURGE_INTERVAL_S)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from actors.broadcast import Subscription
+from actors.errors import JobConflictError
 from actors.job import JobActor
 from actors.work import Watch
+from events.log.base import FrameCursor
 from events.projections import JobSnapshot
 from events.types import Headers, Mode
 
@@ -68,3 +70,11 @@ class Watched(NamedTuple):
 def body_digest(body: bytes) -> str:
     """How an idempotency key remembers the body it came with."""
     return hashlib.sha256(body).hexdigest()
+
+
+def check_cursor(after: FrameCursor, snapshot: JobSnapshot) -> None:
+    """Raise JobConflictError for a place in a stream that is void, or not there yet."""
+    if after.attempt < snapshot.attempt:
+        raise JobConflictError(f"attempt {after.attempt} of this job was given up; read its stream anew")
+    if after.attempt > snapshot.attempt or after.frame > snapshot.frames:
+        raise JobConflictError(f"the job has no frame {after}; read its stream anew")

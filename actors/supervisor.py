@@ -20,7 +20,14 @@ from actors.expiry import Expiry
 from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S, JobActor
 from actors.providers.base import ProviderCall
 from actors.router import Router
-from actors.submission import Submission, SubmitJob, SupervisorLimits, Watched, body_digest
+from actors.submission import (
+    Submission,
+    SubmitJob,
+    SupervisorLimits,
+    Watched,
+    body_digest,
+    check_cursor,
+)
 from actors.telemetry import Telemetry
 from actors.work import Line, Watch, Work, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
@@ -108,12 +115,11 @@ class Supervisor:
             raise JobNotFoundError
         return snapshot
 
-    async def was_read(self, snapshot: JobSnapshot) -> None:
-        """The result was given to its owner. Where bodies are not stored, this is the end of its content."""
-        if self._limits.store_bodies or not (snapshot.ended and snapshot.detached):
-            return
-        self._snapshots.remove(snapshot.job_id)
-        await self._log.redact(snapshot.job_id)
+    def was_read(self, snapshot: JobSnapshot) -> None:
+        """The result has left for its owner. Where bodies are not stored, this is the end of its content."""
+        if not self._limits.store_bodies and snapshot.ended and snapshot.detached:
+            self._snapshots.remove(snapshot.job_id)
+            self._nursery.start_soon(self._redact, snapshot.job_id)
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
@@ -293,7 +299,7 @@ class Supervisor:
                 raise JobConflictError("this job is run without a stream; there are no frames to watch")
             snapshot = replace(snapshot, attempt=actor.stream_attempt, frames=actor.frames)
         if after is not None:
-            _check_cursor(after, snapshot)
+            check_cursor(after, snapshot)
         if actor is not None:
             watch = actor.watch()
             return Watched(actor.subscribe(after), actor, snapshot, watch)
@@ -318,13 +324,14 @@ class Supervisor:
             raise OverloadedError("the job is stopped, but the log has not recorded it yet; try again")
         return await self.describe(job_id, owner)
 
-    async def delete(self, job_id: str, owner: str | None) -> None:
-        """Drop an ended job and its result. Raises JobNotFoundError, JobConflictError while it runs."""
+    async def delete(self, job_id: str, owner: str | None) -> JobSnapshot:
+        """Drop an ended job and its result; what it was. Raises JobNotFoundError, JobConflictError."""
         if self.actor(job_id, owner) is not None:
             raise JobConflictError("the job is still running; cancel it first")
         snapshot = await self.describe(job_id, owner)
         self._snapshots.remove(job_id)
         await self._expiry.expire_now(snapshot)
+        return snapshot
 
     def _ended(self, actor: JobActor) -> None:
         """An actor is done: keep the result of its job, if it has one to keep, and free its place."""
@@ -352,23 +359,25 @@ class Supervisor:
         )
 
     async def _gone(self, actor: JobActor) -> None:
-        """An attached job has ended and nobody reads it any more: its content goes, its counts stay.
-
-        A log that cannot drop it now is asked again: it takes no new jobs meanwhile, so few wait here.
-        """
-        while True:
-            try:
-                await self._log.redact(actor.job_id)
-                break
-            except LogUnavailableError:
-                actor.logger.warning("content not dropped yet", action="job.redact_delayed")
-            await trio.sleep(COMMIT_RETRY_S)
+        """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""
+        await self._redact(actor.job_id)
         if self._log.durable:
             # Records on disk go by age, with those of other jobs.
             return
         self._attached_history.append(actor.job_id)
         while len(self._attached_history) > self._limits.attached_history:
             await self._log.forget(self._attached_history.popleft())
+
+    async def _redact(self, job_id: str) -> None:
+        """Drop a job's content. A log that cannot now is asked again: it takes no new jobs meanwhile."""
+        while True:
+            try:
+                await self._log.redact(job_id)
+            except LogUnavailableError:
+                self._logger.warning("content not dropped yet", action="job.redact_delayed", job_id=job_id)
+                await trio.sleep(COMMIT_RETRY_S)
+            else:
+                return
 
     async def drain(self, within_s: float) -> None:
         """Refuse new jobs, wait up to ``within_s`` for the running ones, then record what is left.
@@ -391,10 +400,3 @@ class Supervisor:
                 await actor.ended.wait()
         if left:
             self._logger.warning("jobs stopped by shutdown", action="drain.stopped", jobs=len(left))
-
-
-def _check_cursor(after: FrameCursor, snapshot: JobSnapshot) -> None:
-    if after.attempt < snapshot.attempt:
-        raise JobConflictError(f"attempt {after.attempt} of this job was given up; read its stream anew")
-    if after.attempt > snapshot.attempt or after.frame > snapshot.frames:
-        raise JobConflictError(f"the job has no frame {after}; read its stream anew")

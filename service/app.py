@@ -54,6 +54,9 @@ class Exchange:
     closing: ExitStack = field(default_factory=ExitStack)
     route: str | None = None
     status: int = 0
+    sent: bool = False
+    """The last byte of the answer was handed to the socket."""
+    on_sent: Callable[[], None] | None = None
 
 
 def new_request_id() -> str:
@@ -94,10 +97,13 @@ class GatewayConnection(TrioASGIHTTPConnection):
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], (b"request-id", exchange.request_id.encode())]
             await send(message)
+            exchange.sent = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             with exchange.closing:
                 await super().__call__(receive, send_with_id)
+                if exchange.on_sent is not None and exchange.sent:
+                    exchange.on_sent()
         finally:
             self.app.answered(self.scope["method"], self.scope["path"], exchange, perf_counter() - started)
 
@@ -156,6 +162,8 @@ class GatewayApp(QuartTrio):
                 )
                 exchange.status = reply.status
                 await respond(reply, exchange.request_id)
+                if reply.on_sent is not None:
+                    reply.on_sent()
         finally:
             self.answered(call.method, call.path, exchange, perf_counter() - started)
 
@@ -249,7 +257,9 @@ async def _answer(
             read_body=read_body,
             closing=exchange.closing,
         )
-        return await route.handler(deps, request, **path_parts)
+        reply = await route.handler(deps, request, **path_parts)
+        exchange.on_sent = reply.on_sent
+        return reply
     except Exception as error:  # noqa: BLE001 - the wire has an envelope for every error
         return _error_reply(deps, error, exchange)
 

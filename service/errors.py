@@ -64,7 +64,7 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(
                 529,
                 "overloaded_error",
-                "the event log cannot take the job now; nothing was accepted",
+                "the event log cannot be used now; nothing was changed",
                 (("retry-after", "5"),),
             )
         case HTTPException(code=int(status)) if 400 <= status <= 599:

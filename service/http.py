@@ -91,6 +91,8 @@ class Reply:
     body: bytes | ReplyStream
     headers: HeaderList = field(default_factory=list)
     content_type: str = "application/json"
+    on_sent: Callable[[], None] | None = None
+    """Called once all of it has left; not when the client was gone before."""
 
     def all_headers(self) -> HeaderList:
         """Every header but ``content-length``."""

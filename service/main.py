@@ -8,7 +8,7 @@ until it is told to go.
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -83,32 +83,37 @@ async def open_gateway(
         send_timeout_s=settings.server.send_timeout_s,
     )
     urls = tuple(_url_of(sock.getsockname()) for sock in sockets)
-    async with (
-        _event_log(settings) as log,
-        _providers(settings, providers, logger) as named,
-        trio.open_nursery() as actors,
-    ):
-        dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
-        app = create_app(dependencies)
-        config = _hypercorn_config(settings, logger)
-        server = Server(app, config, sockets, direct_app=app, logger=logger)
-        await recover(
-            dependencies.supervisor,
-            log=log,
-            clock=dependencies.clock,
-            logger=logger,
-            max_attempts=settings.jobs.max_attempts,
-        )
-        async with trio.open_nursery() as connections:
-            await connections.start(server.run)
-            yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
-            logger.info("shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight)
-            drain_until = trio.current_time() + settings.jobs.drain_s
-            await dependencies.supervisor.drain(settings.jobs.drain_s)
-            await server.close_idle()
-            server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
-        actors.cancel_scope.cancel()
-        logger.info("shut down", action="drain.done")
+    with ExitStack() as listening:
+        for sock in sockets:
+            listening.enter_context(closing(sock))
+        async with (
+            _event_log(settings) as log,
+            _providers(settings, providers, logger) as named,
+            trio.open_nursery() as actors,
+        ):
+            dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
+            app = create_app(dependencies)
+            config = _hypercorn_config(settings, logger)
+            server = Server(app, config, sockets, direct_app=app, logger=logger)
+            await recover(
+                dependencies.supervisor,
+                log=log,
+                clock=dependencies.clock,
+                logger=logger,
+                max_attempts=settings.jobs.max_attempts,
+            )
+            async with trio.open_nursery() as connections:
+                await connections.start(server.run)
+                yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
+                logger.info(
+                    "shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight
+                )
+                drain_until = trio.current_time() + settings.jobs.drain_s
+                await dependencies.supervisor.drain(settings.jobs.drain_s)
+                await server.close_idle()
+                server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
+            actors.cancel_scope.cancel()
+            logger.info("shut down", action="drain.done")
 
 
 @asynccontextmanager

@@ -32,6 +32,12 @@ READ_BYTES = 64 * 1024
 TAIL_S = 0.05
 """How long reading the end of an answer may take once its content is complete and that end is here."""
 
+STALE_S = 1.0
+"""A kept connection that ends so soon after a request was sent on it was closed before it: try a fresh one.
+One that ends later may have worked on the request, which is then not sent a second time."""
+REFUSAL_S = 1.0
+"""How long an answer is looked for after the upstream stopped taking the request."""
+
 _Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -180,7 +186,7 @@ class DirectTransport:
             link, head = await self._exchange(request, body, total_at, fresh=False)
         except _StaleConnectionError:
             # The peer may close an idle connection at any moment, also while we write to it (RFC 9112,
-            # 9.3.1). Nothing was answered, so nothing is done twice.
+            # 9.3.1). It did so before it can have done any work.
             link, head = await self._exchange(request, body, total_at, fresh=True)
         answer = _Answer(link, head, self._limits, total_at)
         try:
@@ -208,12 +214,17 @@ class DirectTransport:
         """Send the request on a kept or fresh link; the link and the head of the answer."""
         link = await self._take(total_at, fresh=fresh)
         kept = link.used
+        begun_at = trio.current_time()
         try:
-            await self._send(link, request, body, total_at)
+            try:
+                await self._send(link, request, body, total_at)
+            except UpstreamConnectionError:
+                # An upstream may refuse a request it has not read to its end, and say so.
+                return link, await self._head(link, min(total_at, trio.current_time() + REFUSAL_S))
             return link, await self._head(link, total_at)
         except UpstreamConnectionError as error:
             self._give_back(link, reusable=False)
-            if kept:
+            if kept and trio.current_time() - begun_at < STALE_S:
                 raise _StaleConnectionError from error
             raise
         except BaseException:

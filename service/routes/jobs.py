@@ -65,8 +65,10 @@ async def cancel_job(deps: Dependencies, request: Request, job_id: str) -> Reply
 
 async def delete_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """Drop an ended job with its result and events."""
-    await deps.supervisor.delete(job_id, request.owner)
-    return json_reply({"id": job_id, "type": "job_deleted"})
+    deleted = await deps.supervisor.delete(job_id, request.owner)
+    reply = json_reply({"id": job_id, "type": "job_deleted"})
+    reply.headers.extend(job_headers(deleted))
+    return reply
 
 
 async def job_events(deps: Dependencies, request: Request, job_id: str) -> Reply:

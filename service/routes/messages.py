@@ -1,6 +1,7 @@
 """``POST /v1/messages``: plain, streamed, async, detached, waited for, polled."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -110,12 +111,12 @@ async def _plain(
     mode = Mode.ASYNC if preferences.asynchronous else Mode.PLAIN
     snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=mode)
     if actor is None:
-        return await _result(deps, request, snapshot, snapshot.message)
+        return _result(deps, request, snapshot, snapshot.message)
     if preferences.asynchronous:
         return pending_reply(actor.snapshot)
     if preferences.wait_s is None:
         await actor.ended.wait()
-        return await _result(deps, request, actor.snapshot, actor.answer)
+        return _result(deps, request, actor.snapshot, actor.answer)
     with trio.move_on_after(preferences.wait_s):
         await actor.ended.wait()
     if not actor.ended.is_set() and not actor.snapshot.detached:
@@ -126,7 +127,7 @@ async def _plain(
             # It is about to end, so there would be nothing to come back for.
             await actor.ended.wait()
     reply = (
-        await _result(deps, request, actor.snapshot, actor.answer)
+        _result(deps, request, actor.snapshot, actor.answer)
         if actor.ended.is_set()
         else pending_reply(actor.snapshot)
     )
@@ -209,17 +210,17 @@ async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:
             await actor.ended.wait()
         snapshot = actor.snapshot
         answer = actor.answer
-    reply = await _result(deps, request, snapshot, answer, polled=True)
+    reply = _result(deps, request, snapshot, answer, polled=True)
     if seconds is not None:
         reply.headers.append(applied(seconds))
     return reply
 
 
-async def _result(
+def _result(
     deps: Dependencies, request: Request, snapshot: JobSnapshot, answer: bytes, *, polled: bool = False
 ) -> Reply:
     reply = result_reply(snapshot, request, answer=answer, polled=polled)
-    await deps.supervisor.was_read(snapshot)
+    reply.on_sent = partial(deps.supervisor.was_read, snapshot)
     return reply
 
 
