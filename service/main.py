@@ -33,7 +33,7 @@ from service.app import create_app
 from service.auth import Authenticator
 from service.dependencies import Dependencies
 from service.logs import hypercorn_logger, make_logger
-from service.memory import BurstMemory
+from service.memory import BurstMemory, tune_collector
 from service.metrics import Metrics
 from service.server import Server, listen
 from service.settings import Settings
@@ -216,6 +216,7 @@ async def serve(settings: Settings) -> None:
 
             async with open_gateway(settings) as gateway:
                 click.echo(banner(settings, gateway))
+                tune_collector()
                 await anext(signals)
                 nursery.start_soon(end_at_second_signal)
             nursery.cancel_scope.cancel()

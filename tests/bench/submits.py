@@ -30,6 +30,7 @@ from events.log.sqlite import SqliteLog
 from events.types import Mode
 from service.logs import make_logger
 from service.main import Gateway, open_gateway
+from service.memory import tune_collector
 from service.settings import LoggingSettings, Settings
 from tests.bench.load import body_of
 
@@ -119,6 +120,8 @@ async def main(url: str, submitters: int, seconds: float) -> None:
     )
     logger = make_logger(LoggingSettings(level="critical"), StringIO())
     async with open_gateway(settings, providers={"silent": SilentProvider()}, logger=logger) as gateway:
+        # As the daemon does.
+        tune_collector()
         submits = Submits(gateway)
         async with trio.open_nursery() as nursery:
             for _ in range(submitters):
