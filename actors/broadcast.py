@@ -88,8 +88,8 @@ class Subscription:
         self._source = source
         self._telemetry = telemetry
         self._cursor = after or FrameCursor(source.attempt, 0)
-        # With nothing published yet there is nothing to replay.
-        self._replaying = source.attempt > 0
+        # With nothing published that is new to it there is nothing to replay.
+        self._replaying = source.cursor > self._cursor
         self._lagging = False
         self._send, self._receive = trio.open_memory_channel[FrameRun](buffer_runs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from events.types import Failure, JobCancelled, JobFailed, Terminal, Usage
+from events.types import AttemptFailed, Failure, JobCancelled, JobFailed, NextStep, Terminal, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +69,8 @@ def terminal_event(command: Ending, *, at: float, usage: Usage) -> Terminal | No
             return None
         case StopForShutdown():
             return JobFailed(at=at, failure=SHUTDOWN_FAILURE, usage=usage)
+
+
+def interruption(attempt: int, *, at: float) -> AttemptFailed:
+    """The event that a restart cut an attempt off, and another follows."""
+    return AttemptFailed(at=at, attempt=attempt, failure=INTERRUPTED, next=NextStep.RETRY)

@@ -19,26 +19,25 @@ from actors.attempt import Answer, run_plain, run_stream
 from actors.broadcast import Broadcast, Subscription
 from actors.clock import Clock
 from actors.commands import (
-    INTERRUPTED,
     Command,
     DetachJob,
     Ending,
     LastWatcherLeft,
     StopForShutdown,
     ends_work,
+    interruption,
     terminal_event,
 )
 from actors.errors import ProviderError
 from actors.providers.base import ProviderCall
 from actors.telemetry import Telemetry
-from actors.work import Watch, Work, recall
+from actors.work import Watch, Work, attempt_started, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
 from events.projections import JobSnapshot, apply
 from events.types import (
     AttemptFailed,
-    AttemptStarted,
     Event,
     Failure,
     FramesReceived,
@@ -107,8 +106,9 @@ class JobActor:
         self._writing = trio.Lock() if work.may_detach else nullcontext()
         self._broadcast = Broadcast(self.job_id, log, buffer_runs=buffer_runs, telemetry=telemetry)
         # Frames of an attempt that a restart cut off are void: the stream to watch is the next attempt's.
-        self._interrupted = snapshot.attempt
-        self._broadcast.attempt = snapshot.attempt + 1 if snapshot.attempt else 0
+        self._begun = work.begun
+        self._interrupted = 0 if work.begun else snapshot.attempt
+        self._broadcast.attempt = snapshot.attempt + 1 if self._interrupted else snapshot.attempt
         self.ended = trio.Event()
         self.terminal: Terminal | None = None
         """The terminal event, once :attr:`ended` is set; None then means: left for the next start."""
@@ -250,20 +250,11 @@ class JobActor:
         """One attempt at the upstream: the events that end it. Raises nothing of the provider's."""
         work = self._work
         call = work.call or await recall(self._log, self.job_id, work.model)
-        attempt = self._snapshot.attempt + 1
-        self._frames = 0
-        started = AttemptStarted(
-            at=self._clock.now(),
-            attempt=attempt,
-            provider=work.provider.name,
-            upstream_model=work.model,
-            key_name=getattr(work.provider, "key_name", ""),
-        )
-        if self._interrupted:
-            await self._append(_interruption(self._interrupted, at=started.at), started)
-            self._interrupted = 0
+        if self._begun:
+            self._begun = False
         else:
-            await self._append(started)
+            await self._begin()
+        attempt = self._snapshot.attempt
         self._broadcast.attempt = attempt
         self.logger.debug(
             "attempt started", action="attempt.started", attempt=attempt, provider=work.provider.name
@@ -288,6 +279,17 @@ class JobActor:
                 upstream_request_id=answer.upstream_request_id,
             ),
         ]
+
+    async def _begin(self) -> None:
+        """Record that the next attempt starts, and that the one before was cut off if a restart did that."""
+        self._frames = 0
+        at = self._clock.now()
+        started = attempt_started(self._work, attempt=self._snapshot.attempt + 1, at=at)
+        if self._interrupted:
+            await self._append(interruption(self._interrupted, at=at), started)
+            self._interrupted = 0
+        else:
+            await self._append(started)
 
     async def _answer(self, call: ProviderCall) -> Answer:
         work = self._work
@@ -394,7 +396,3 @@ class JobActor:
         self._on_end(self)
         self.ended.set()
         self._broadcast.close()
-
-
-def _interruption(attempt: int, *, at: float) -> AttemptFailed:
-    return AttemptFailed(at=at, attempt=attempt, failure=INTERRUPTED, next=NextStep.RETRY)

@@ -28,8 +28,8 @@ from actors.submission import (
     body_digest,
     check_cursor,
 )
-from actors.telemetry import Telemetry
-from actors.work import Line, Watch, Work, is_stream
+from actors.telemetry import Telemetry, log_job_end
+from actors.work import Line, Watch, Work, attempt_started, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, apply
@@ -176,15 +176,6 @@ class Supervisor:
             idempotency_key=command.idempotency_key,
             body_sha256=body_digest(command.body) if command.idempotency_key is not None else None,
         )
-        try:
-            with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
-                await self._log.append(job_id, [accepted], 0)
-        except BaseException as error:
-            self._snapshots.release(job_id)
-            self._dismiss()
-            if isinstance(error, trio.TooSlowError):
-                self._nursery.start_soon(self._disown, job_id)
-            raise
         work = Work(
             provider=target.provider,
             model=target.model,
@@ -192,8 +183,21 @@ class Supervisor:
             as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
             keeps_result=kept,
             may_detach=command.may_detach,
+            begun=True,
         )
-        actor = self._start(apply(None, job_id, accepted), work, body_bytes=len(command.body))
+        # It is begun at once, so both facts are committed as one.
+        started = attempt_started(work, attempt=1, at=accepted.at)
+        try:
+            with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
+                await self._log.append(job_id, [accepted, started], 0)
+        except BaseException as error:
+            self._snapshots.release(job_id)
+            self._dismiss()
+            if isinstance(error, trio.TooSlowError):
+                self._nursery.start_soon(self._disown, job_id)
+            raise
+        snapshot = apply(None, job_id, accepted)
+        actor = self._start(apply(snapshot, job_id, started), work, body_bytes=len(command.body))
         self._telemetry.job_accepted(command.mode)
         actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         return actor, actor.watch()
@@ -212,7 +216,8 @@ class Supervisor:
         """
         try:
             actor, watch = await self.submit(command)
-            return Submission(actor.snapshot, actor, watch)
+            # Recorded as begun; to whoever submitted it just now it is pending.
+            return Submission(replace(actor.snapshot, state=JobState.PENDING), actor, watch)
         except DuplicateKeyError as error:
             job_id = error.existing_job_id
         if await self._expiry.expire_overdue(job_id):
@@ -348,15 +353,7 @@ class Supervisor:
             return
         duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
         self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
-        actor.logger.info(
-            "job ended",
-            action="job.ended",
-            status=snapshot.state.value,
-            duration_s=round(duration_s, 3),
-            attempts=snapshot.attempt,
-            frames=actor.frames,
-            error=snapshot.failure.message if snapshot.failure else None,
-        )
+        log_job_end(actor.logger, snapshot, frames=actor.frames, duration_s=duration_s)
 
     async def _gone(self, actor: JobActor) -> None:
         """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""

@@ -5,6 +5,9 @@ Every method is called on hot paths: it returns at once, does no I/O and never r
 
 from typing import Protocol
 
+from structlog.typing import FilteringBoundLogger
+
+from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Mode, Usage
 
@@ -57,3 +60,18 @@ class NullTelemetry:
 
     def lagged(self) -> None:
         """See :meth:`Telemetry.lagged`."""
+
+
+def log_job_end(
+    logger: FilteringBoundLogger, snapshot: JobSnapshot, *, frames: int, duration_s: float
+) -> None:
+    """The log line that tells how a job ended."""
+    logger.info(
+        "job ended",
+        action="job.ended",
+        status=snapshot.state.value,
+        duration_s=round(duration_s, 3),
+        attempts=snapshot.attempt,
+        frames=frames,
+        error=snapshot.failure.message if snapshot.failure else None,
+    )

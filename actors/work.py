@@ -8,7 +8,7 @@ import trio
 
 from actors.providers.base import Provider, ProviderCall
 from events.log.base import EventLog
-from events.types import JobAccepted, Mode
+from events.types import AttemptStarted, JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +26,21 @@ class Work:
     """Fold the frames into a Message that outlives the watchers."""
     may_detach: bool = False
     """A DetachJob may come: the actor also listens to its inbox while it works."""
+    begun: bool = False
+    """The start of its first attempt was recorded together with its acceptance."""
     turn: "Turn | None" = None
     """Work begins when it comes; None: at once."""
+
+
+def attempt_started(work: Work, *, attempt: int, at: float) -> AttemptStarted:
+    """The event that says so."""
+    return AttemptStarted(
+        at=at,
+        attempt=attempt,
+        provider=work.provider.name,
+        upstream_model=work.model,
+        key_name=getattr(work.provider, "key_name", ""),
+    )
 
 
 class Line:

@@ -113,7 +113,7 @@ async def _plain(
     if actor is None:
         return _result(deps, request, snapshot, snapshot.message)
     if preferences.asynchronous:
-        return pending_reply(actor.snapshot)
+        return pending_reply(snapshot)
     if preferences.wait_s is None:
         await actor.ended.wait()
         return _result(deps, request, actor.snapshot, actor.answer)

@@ -10,7 +10,7 @@ from actors.errors import OverloadedError, UpstreamConnectionError
 from actors.job import COMMIT_RETRY_S, CRASH_FAILURE, UNRECORDED_FAILURE
 from events.errors import LogUnavailableError
 from events.state import JobState, project_state
-from events.types import AttemptFailed, AttemptStarted, Event, JobCancelled, JobCompleted, JobFailed, Mode
+from events.types import AttemptFailed, Event, JobCancelled, JobCompleted, JobFailed, Mode
 from tests.support.gateway import BODY, kinds, open_fake_gateway, poll, post, start
 from tests.support.providers import FakeProvider, Point
 from tests.support.world import open_world
@@ -135,12 +135,12 @@ async def test_a_log_that_refuses_the_end(mode: Mode, autojump_clock: MockClock)
 
 async def test_a_log_that_refuses_even_the_failure(autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.log.refused = (AttemptStarted, JobFailed)
+        world.log.refused = (AttemptFailed, JobFailed)
+        world.provider.raise_at["connect"] = UpstreamConnectionError("no connection")
         actor, _ = await world.submit(Mode.PLAIN)
         with trio.fail_after(60):
             await actor.ended.wait()
         assert actor.snapshot.failure == UNRECORDED_FAILURE
-        assert world.provider.calls == []
 
 
 async def test_a_log_that_refuses_a_cancellation(autojump_clock: MockClock) -> None:

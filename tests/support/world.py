@@ -51,7 +51,7 @@ class FaultyLog(MemoryLog):
         self.refusals = 0
 
     async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
-        if isinstance(events[-1], self.refused):
+        if any(isinstance(event, self.refused) for event in events):
             self.refusals += 1
             raise LogUnavailableError("the disk is full")
         return await super().append(job_id, events, expected_seq)
