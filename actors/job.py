@@ -334,7 +334,9 @@ class JobActor:
             self._seq = await self._log.append(self.job_id, events, self._seq)
             # Frames are logged without being folded one by one: what they changed is filled in here.
             frames = max(snapshot.frames, self._frames)
-            self._snapshot = replace(snapshot, last_seq=self._seq, frames=frames)
+            if snapshot.last_seq != self._seq or snapshot.frames != frames:
+                snapshot = replace(snapshot, last_seq=self._seq, frames=frames)
+            self._snapshot = snapshot
 
     # -- the end ---------------------------------------------------------------------------------
 

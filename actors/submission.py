@@ -1,8 +1,9 @@
 """What is submitted, what comes of it, and what bounds it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from actors.broadcast import Subscription
 from actors.errors import JobConflictError
@@ -20,7 +21,7 @@ class SubmitJob:
     owner: str
     """Name of the key; empty for an anonymous caller."""
     body: bytes
-    fields: dict[str, object]
+    fields: Mapping[str, Any]
     """The body, parsed once."""
     model: str
     mode: Mode

@@ -2,8 +2,9 @@
 
 CPython's own allocator returns an arena (1 MiB) only when every object in it is gone: after a burst of jobs a
 few long-lived objects, made while it lasted, keep most of what it took. The system's allocator returns single
-pages, so the daemon runs on it (:func:`prefer_system_allocator`), at no cost that could be told from noise,
-and asks for the pages back when a burst of results has expired (:class:`BurstMemory`).
+pages, so the daemon runs on it (:func:`prefer_system_allocator`), and asks for the pages back when a burst of
+results has expired (:class:`BurstMemory`). It costs: nothing that could be told from noise on plain calls, 13
+to 22% more CPU on floods of frames. ``PYTHONMALLOC=pymalloc`` in the environment chooses the other way.
 """
 
 import ctypes

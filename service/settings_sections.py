@@ -149,7 +149,11 @@ class LogSettings(_Section):
     history_s: Delay = 604_800.0
     """How long a durable log keeps the events of a job after its result is gone."""
     store_bodies: bool = True
-    """False: a durable log keeps no request after the job's end, and no result after it was read once."""
+    """False: a durable log drops a job's content (request, frames, Message) once its result was read.
+
+    Read is what answered a plain call or a poll in full; a stream does not count. Until then, and at most for
+    its time to live, the content stays: without its request an interrupted job could not run again.
+    """
 
 
 def _lower(value: object) -> object:

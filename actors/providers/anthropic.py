@@ -73,7 +73,7 @@ class AnthropicProvider:
 
     async def complete(self, call: ProviderCall) -> Completion:
         """Ask for a plain answer. A 200 that is no Message is an UpstreamProtocolError."""
-        body = set_stream(set_model(call.body, call.model), False)
+        body = _body_of(call, stream=False)
         answer = await self._call_json(MESSAGES_PATH, call.headers, body)
         if answer.fields.get("type") != "message":
             raise error_in_success(answer.fields, answer.body, self._scrub)
@@ -83,7 +83,7 @@ class AnthropicProvider:
     @asynccontextmanager
     async def open_stream(self, call: ProviderCall) -> AsyncIterator[FrameSource]:
         """Ask for a stream. A 200 that is no event stream is an UpstreamProtocolError."""
-        body = set_stream(set_model(call.body, call.model), True)
+        body = _body_of(call, stream=True)
         headers = self._request_headers(call.headers, accept="text/event-stream")
         async with self._transport.open_stream("POST", MESSAGES_PATH, headers=headers, body=body) as response:
             await self._raise_for_status(response)
@@ -164,6 +164,16 @@ class AnthropicProvider:
         if not any(name == "anthropic-version" for name, _ in named):
             sent += (("anthropic-version", self._options.anthropic_version),)
         return sent
+
+
+def _body_of(call: ProviderCall, *, stream: bool) -> bytes:
+    """The client's bytes; where the model or the way of answering differ, only those values are another's."""
+    body = call.body
+    if call.fields.get("model") != call.model:
+        body = set_model(body, call.model)
+    if bool(call.fields.get("stream")) is not stream:
+        body = set_stream(body, stream)
+    return body
 
 
 class _JsonAnswer(NamedTuple):

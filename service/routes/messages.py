@@ -88,7 +88,7 @@ async def _submit(
         SubmitJob(
             owner=request.principal.name,
             body=body,
-            fields=dict(fields),
+            fields=fields,
             model=fields["model"],
             mode=mode,
             detached=preferences.detached or mode is Mode.ASYNC,
