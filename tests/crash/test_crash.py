@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash.harness import torment
 
-KILLS = int(os.environ.get("KILLS", "8"))
+KILLS = int(os.environ.get("KILLS", "6"))
 TIMEOUT_S = 60 + 10 * KILLS
 
 
