@@ -111,7 +111,8 @@ async def _plain(
     mode = Mode.ASYNC if preferences.asynchronous else Mode.PLAIN
     snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=mode)
     if actor is None:
-        return _result(deps, request, snapshot, snapshot.message)
+        # Its idempotency key led to a job that has ended: the same key will not bring another end.
+        return _result(deps, request, snapshot, snapshot.message, polled=True)
     if preferences.asynchronous:
         return pending_reply(snapshot)
     if preferences.wait_s is None:

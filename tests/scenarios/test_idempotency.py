@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+from actors.errors import UpstreamConnectionError
 from actors.expiry import Expiry
 from service.main import Gateway
 from service.settings import key_hash
@@ -240,3 +241,17 @@ async def _raw(gateway: Gateway, keys: list[bytes]) -> bytes:
     async with await trio.open_tcp_stream("127.0.0.1", port) as connection:
         await connection.send_all(b"\r\n".join(lines))
         return b"".join([chunk async for chunk in connection])
+
+
+@LOGS
+async def test_a_key_whose_job_failed_says_that_asking_again_is_no_use(url: str, tmp_path: Path) -> None:
+    fake = FakeProvider(raise_at={"connect": UpstreamConnectionError("no connection")})
+    async with serving(url, tmp_path, fake) as gateway:
+        first = await call(gateway, "k")
+        assert (first.status, first.error_type) == (502, "api_error")
+        assert "x-should-retry" not in first.headers
+        fake.raise_at.clear()
+        again = await call(gateway, "k")
+        assert (again.status, again.job_id) == (502, first.job_id)
+        assert again.headers["x-should-retry"] == "false"
+        assert len(fake.calls) == 1
