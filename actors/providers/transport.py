@@ -33,6 +33,9 @@ KEEP_ALIVE_S = 30.0
 """How long an idle connection is kept."""
 PIECE_BYTES = 256 * 1024
 """Of a request body, sent under one idle bound."""
+STALE_S = 1.0
+"""A kept connection that ends so soon after a request was sent on it was closed before it: try a fresh one.
+One that ends later may have worked on the request, which is then not sent a second time."""
 MAX_HEAD_BYTES = 100 * 1024
 """Of an answer's status line and header fields."""
 
@@ -84,7 +87,8 @@ class Transport(Protocol):
 
         ``path`` is appended to the base URL. Leaving gives the connection back if the body was read to its
         end and closes it otherwise; so does cancellation, at any point. A kept connection that turns out to
-        be closed before a byte of the answer came is replaced once.
+        have been closed before the request is replaced once; a request that may have been worked on is never
+        sent twice.
 
         Raises UpstreamConnectionError (no connection, or none that answered), UpstreamTimeoutError (which
         names the bound) and UpstreamProtocolError (not HTTP, a redirect, compressed, announced too large).

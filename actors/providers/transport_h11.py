@@ -20,6 +20,7 @@ from actors.providers.transport import (
     KEEP_ALIVE_S,
     MAX_HEAD_BYTES,
     PIECE_BYTES,
+    STALE_S,
     Response,
     check_head,
     timeout_error,
@@ -32,9 +33,6 @@ READ_BYTES = 64 * 1024
 TAIL_S = 0.05
 """How long reading the end of an answer may take once its content is complete and that end is here."""
 
-STALE_S = 1.0
-"""A kept connection that ends so soon after a request was sent on it was closed before it: try a fresh one.
-One that ends later may have worked on the request, which is then not sent a second time."""
 REFUSAL_S = 1.0
 """How long an answer is looked for after the upstream stopped taking the request."""
 

@@ -18,6 +18,7 @@ from actors.providers.transport import (
     CLOSE_TIMEOUT_S,
     KEEP_ALIVE_S,
     PIECE_BYTES,
+    STALE_S,
     Response,
     check_head,
     timeout_error,
@@ -127,12 +128,13 @@ class ProxiedTransport:
         self, method: str, url: str, headers: Headers, body: bytes, total_at: float
     ) -> httpx2.Response:
         attempt = _Attempt(self._limits, total_at)
+        begun_at = trio.current_time()
         try:
             return await attempt.send(self._client, method, url, headers, body)
         except UpstreamConnectionError:
             # The peer may close an idle connection at any moment, also while we write to it (RFC 9112,
             # 9.3.1). The pool has dropped it, so the next one is fresh or at least looked alive just now.
-            if attempt.connected:
+            if attempt.connected or trio.current_time() - begun_at >= STALE_S:
                 raise
         return await _Attempt(self._limits, total_at).send(self._client, method, url, headers, body)
 

@@ -8,6 +8,7 @@ import trio.testing
 from actors.errors import (
     UpstreamConnectionError,
 )
+from actors.providers.transport import STALE_S
 from tests.fake_upstream import (
     Exchange,
     answer,
@@ -125,6 +126,28 @@ async def test_connections_are_kept_and_replaced_when_stale() -> None:
         await plain(provider)
         assert upstream.connections == 2
         assert len(upstream.requests) == 4
+
+
+@pytest.fixture
+def io_clock() -> trio.testing.MockClock:
+    """Jumps once nothing has come over loopback for a moment."""
+    return trio.testing.MockClock(autojump_threshold=0.05)
+
+
+async def test_what_may_have_been_worked_on_is_not_sent_twice(io_clock: trio.testing.MockClock) -> None:
+    async def script(exchange: Exchange) -> None:
+        if len(upstream.requests) == 1:
+            exchange.keep_alive()
+            await exchange.send(answer(200, orjson.dumps(message("hi"))))
+            return
+        await trio.sleep(STALE_S + 1)  # and then it hangs up, on a kept connection
+
+    async with provider_for(script) as (provider, upstream):
+        await plain(provider)
+        with pytest.raises(UpstreamConnectionError):
+            await plain(provider)
+        assert upstream.connections == 1
+        assert len(upstream.requests) == 2
 
 
 async def test_a_fresh_connection_is_not_tried_twice() -> None:
