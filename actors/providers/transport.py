@@ -107,7 +107,7 @@ def make_transport(limits: UpstreamLimits, base_url: str, *, trust_env: bool = T
         from actors.providers.transport_httpx2 import ProxiedTransport  # noqa: PLC0415 - see above
 
         return ProxiedTransport(limits, base_url, trust_env=True)
-    from actors.providers.transport_h11 import DirectTransport  # noqa: PLC0415 - see above
+    from actors.providers.transport_direct import DirectTransport  # noqa: PLC0415 - see above
 
     return DirectTransport(limits, base_url, trust_env=trust_env)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.providers import anthropic
-from actors.providers.transport_h11 import DirectTransport
+from actors.providers.transport_direct import DirectTransport
 from actors.providers.transport_httpx2 import ProxiedTransport
 
 

@@ -1,24 +1,24 @@
-"""The transport for upstreams that are called directly: h11 on trio streams, and a pool of idle connections.
+"""The transport for upstreams that are called directly: trio streams, and a pool of idle connections.
 
 One task has a connection at a time, so nothing here locks. The pool is a stack: the connection used last is
 used next, and the others grow old and go. A request is written in as few sends as its size allows, and what
 one read brought is given on as one piece.
 """
 
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
 from urllib.parse import urlsplit
 
-import h11
 import trio
 
 from actors.errors import ProviderError, UpstreamConnectionError, UpstreamProtocolError
+from actors.providers.link import Link, broken_off
 from actors.providers.options import UpstreamLimits
 from actors.providers.transport import (
     KEEP_ALIVE_S,
-    MAX_HEAD_BYTES,
     PIECE_BYTES,
     STALE_S,
     Response,
@@ -36,40 +36,22 @@ TAIL_S = 0.05
 REFUSAL_S = 1.0
 """How long an answer is looked for after the upstream stopped taking the request."""
 
-_Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+# RFC 9110 (5.5, 5.6.2, 9.1) and RFC 9112 (3.2): nothing that could end a line early.
+_METHOD = re.compile(r"[A-Z]+")
+_TARGET = re.compile(r"[!-~]+")
+_FIELD = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+: [\t -~\x80-\xff]*")
 
 
 class _StaleConnectionError(Exception):
     """A kept connection was closed by its peer before it answered anything."""
 
 
-class _Link:
-    """One connection."""
-
-    __slots__ = ("h11", "idle_since", "socket", "stream", "used")
-
-    def __init__(self, stream: _Stream, socket: trio.socket.SocketType) -> None:
-        self.stream = stream
-        self.socket = socket
-        self.h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self.used = False
-        self.idle_since = 0.0
-
-    def close(self) -> None:
-        """At once, without a TLS farewell. Synchronous: it must not be lost to a cancellation."""
-        self.socket.close()
-
-
 class _Answer:
     """A :class:`~actors.providers.transport.StreamResponse` over a link."""
 
-    def __init__(self, link: _Link, head: h11.Response, limits: UpstreamLimits, total_at: float) -> None:
-        self.status = head.status_code
-        self.headers: Headers = tuple(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers
-        )
-        self.complete = False
-        """The end of the body was seen; the link can be used again."""
+    def __init__(self, link: Link, limits: UpstreamLimits, total_at: float) -> None:
+        self.status = link.status
+        self.headers: Headers = tuple(link.fields)
         self._link = link
         self._limits = limits
         self._total_at = total_at
@@ -84,13 +66,12 @@ class _Answer:
 
     async def receive(self) -> bytes:
         """See the port."""
-        while not self.complete:
-            chunk = self._at_hand()
-            if chunk:
-                return chunk
-            if not self.complete:
-                await self._read_more()
-        return b""
+        link = self._link
+        while not link.pieces:
+            if link.complete:
+                return b""
+            await self._read_more()
+        return self._at_hand()
 
     async def read(self) -> bytes:
         """See the port."""
@@ -101,20 +82,9 @@ class _Answer:
 
     def _at_hand(self) -> bytes:
         """All of the body that was read already."""
-        pieces: list[bytes] = []
-        try:
-            while True:
-                event = self._link.h11.next_event()
-                if type(event) is h11.Data:
-                    pieces.append(bytes(event.data))
-                elif type(event) is h11.EndOfMessage:
-                    self.complete = True
-                    break
-                else:
-                    break
-        except h11.RemoteProtocolError as error:
-            raise _broken_off() from error
+        pieces = self._link.pieces
         chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         self._received += len(chunk)
         if self._received > self._limits.max_response_bytes:
             raise too_large(self._limits)
@@ -127,27 +97,20 @@ class _Answer:
             with trio.move_on_at(deadline):
                 data = await self._link.stream.receive_some(READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise _broken_off() from error
+            raise broken_off() from error
         if data is None:
             raise timeout_error("total" if deadline == self._total_at else "idle", self._limits)
-        self._feed(data)
-
-    def _feed(self, data: bytes | bytearray) -> None:
-        try:
-            self._link.h11.receive_data(bytes(data))
-        except (h11.RemoteProtocolError, RuntimeError) as error:
-            raise _broken_off() from error
+        self._link.feed(data)
 
     async def finish(self) -> None:
         """Take the end of the answer if it is here already, so that the connection can be kept."""
+        link = self._link
         try:
-            rest = b"" if self.complete else self._at_hand()
-            while not rest and not self.complete and _readable(self._link):
+            while not link.pieces and not link.complete and _readable(link):
                 with trio.move_on_after(TAIL_S, shield=True):
-                    self._feed(await self._link.stream.receive_some(READ_BYTES))
-                rest = self._at_hand()
+                    link.feed(await link.stream.receive_some(READ_BYTES))
         except (UpstreamProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
-            return
+            link.reusable = False
 
 
 class DirectTransport:
@@ -160,11 +123,11 @@ class DirectTransport:
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._prefix = url.path.rstrip("/")
         self._tls = _tls_context(trust_env=trust_env) if url.scheme == "https" else None
-        self._host_header = url.netloc.rpartition("@")[2].encode(
-            "idna" if not url.netloc.isascii() else "ascii"
-        )
-        self._idle: list[_Link] = []
-        self._links: set[_Link] = set()
+        host = url.netloc.rpartition("@")[2]
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+        self._fixed_fields = (f"host: {host}", "accept-encoding: identity")
+        self._idle: list[Link] = []
+        self._links: set[Link] = set()
         self._room = trio.Semaphore(limits.max_connections)
         self._closed = False
 
@@ -179,63 +142,66 @@ class DirectTransport:
     ) -> AsyncIterator[_Answer]:
         """See the port."""
         total_at = trio.current_time() + self._limits.total_timeout_s
-        request = self._request(method, path, headers, body)
+        head = self._head_of(method, path, headers, body)
         try:
-            link, head = await self._exchange(request, body, total_at, fresh=False)
+            link = await self._exchange(head, body, total_at, fresh=False)
         except _StaleConnectionError:
             # The peer may close an idle connection at any moment, also while we write to it (RFC 9112,
             # 9.3.1). It did so before it can have done any work.
-            link, head = await self._exchange(request, body, total_at, fresh=True)
-        answer = _Answer(link, head, self._limits, total_at)
+            link = await self._exchange(head, body, total_at, fresh=True)
         try:
+            link.check_framing()
+            answer = _Answer(link, self._limits, total_at)
             check_head(answer, self._limits)
             yield answer
             await answer.finish()
         finally:
-            self._give_back(link, reusable=answer.complete)
+            self._give_back(link)
 
-    def _request(self, method: str, path: str, headers: Headers, body: bytes) -> h11.Request:
-        fields = [(b"host", self._host_header), (b"accept-encoding", b"identity")]
-        if body:
-            fields.append((b"content-length", b"%d" % len(body)))
-        fields += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        try:
-            return h11.Request(method=method, target=self._prefix + path, headers=fields)
-        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            raise ProviderError("the request cannot be put into HTTP", status=400) from error
+    def _head_of(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
+        """The head of a request. Raises ProviderError for what HTTP has no place for."""
+        fields = [f"{name}: {value}" for name, value in headers]
+        target = self._prefix + path
+        if not (
+            _METHOD.fullmatch(method) and _TARGET.fullmatch(target) and all(map(_FIELD.fullmatch, fields))
+        ):
+            raise ProviderError("the request cannot be put into HTTP", status=400)
+        lines = [f"{method} {target} HTTP/1.1", *self._fixed_fields, *fields]
+        if body or method != "GET":
+            lines.append(f"content-length: {len(body)}")
+        lines += ("", "")
+        return "\r\n".join(lines).encode("latin-1")
 
     # -- one exchange ----------------------------------------------------------------------------
 
-    async def _exchange(
-        self, request: h11.Request, body: bytes, total_at: float, *, fresh: bool
-    ) -> tuple[_Link, h11.Response]:
-        """Send the request on a kept or fresh link; the link and the head of the answer."""
+    async def _exchange(self, head: bytes, body: bytes, total_at: float, *, fresh: bool) -> Link:
+        """Send the request on a kept or fresh link; the link, the head of the answer parsed."""
         link = await self._take(total_at, fresh=fresh)
         kept = link.used
         begun_at = trio.current_time()
+        link.begin()
         try:
             try:
-                await self._send(link, request, body, total_at)
+                await self._send(link, head, body, total_at)
             except UpstreamConnectionError:
                 # An upstream may refuse a request it has not read to its end, and say so.
-                return link, await self._head(link, min(total_at, trio.current_time() + REFUSAL_S))
-            return link, await self._head(link, total_at)
+                await self._await_head(link, min(total_at, trio.current_time() + REFUSAL_S))
+                link.reusable = False
+                return link
+            await self._await_head(link, total_at)
         except UpstreamConnectionError as error:
-            self._give_back(link, reusable=False)
+            self._give_back(link)
             if kept and trio.current_time() - begun_at < STALE_S:
                 raise _StaleConnectionError from error
             raise
         except BaseException:
-            self._give_back(link, reusable=False)
+            self._give_back(link)
             raise
+        return link
 
-    async def _send(self, link: _Link, request: h11.Request, body: bytes, total_at: float) -> None:
-        head = link.h11.send(request)
-        pieces = [body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)] or [b""]
-        sent: list[bytes] = [head + (link.h11.send(h11.Data(data=pieces[0])) if pieces[0] else b"")]
-        sent += [link.h11.send(h11.Data(data=piece)) or b"" for piece in pieces[1:]]
-        link.h11.send(h11.EndOfMessage())
-        link.used = True
+    async def _send(self, link: Link, head: bytes, body: bytes, total_at: float) -> None:
+        sent = [head + body[:PIECE_BYTES]]
+        sent += [body[at : at + PIECE_BYTES] for at in range(PIECE_BYTES, len(body), PIECE_BYTES)]
         for data in sent:
             deadline = min(trio.current_time() + self._limits.idle_timeout_s, total_at)
             with trio.move_on_at(deadline) as scope:
@@ -248,33 +214,22 @@ class DirectTransport:
             if scope.cancelled_caught:
                 raise timeout_error("total" if deadline == total_at else "send", self._limits)
 
-    async def _head(self, link: _Link, total_at: float) -> h11.Response:
+    async def _await_head(self, link: Link, total_at: float) -> None:
         deadline = min(trio.current_time() + self._limits.first_byte_timeout_s, total_at)
         with trio.move_on_at(deadline):
             try:
-                while True:
-                    event = link.h11.next_event()
-                    if type(event) is h11.Response:
-                        return event
-                    if event is h11.NEED_DATA:
-                        link.h11.receive_data(bytes(await link.stream.receive_some(READ_BYTES)))
-                    elif not isinstance(event, h11.InformationalResponse):
-                        raise UpstreamConnectionError("the upstream closed the connection without an answer")
+                while not link.has_head:
+                    link.feed(await link.stream.receive_some(READ_BYTES))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise UpstreamConnectionError(
                     "the upstream closed the connection without an answer"
                 ) from error
-            except h11.RemoteProtocolError as error:
-                if link.h11.trailing_data == (b"", True):
-                    raise UpstreamConnectionError(
-                        "the upstream closed the connection without an answer"
-                    ) from error
-                raise UpstreamProtocolError("the upstream's answer is not HTTP") from error
+            return
         raise timeout_error("total" if deadline == total_at else "first byte", self._limits)
 
     # -- the pool --------------------------------------------------------------------------------
 
-    async def _take(self, total_at: float, *, fresh: bool) -> _Link:
+    async def _take(self, total_at: float, *, fresh: bool) -> Link:
         """An idle link that looks alive, or a new one. Belongs to the caller until given back."""
         deadline = min(trio.current_time() + self._limits.connect_timeout_s, total_at)
         with trio.move_on_at(deadline):
@@ -287,7 +242,7 @@ class DirectTransport:
                 raise
         raise timeout_error("total" if deadline == total_at else "connect", self._limits)
 
-    def _kept(self, *, fresh: bool) -> _Link | None:
+    def _kept(self, *, fresh: bool) -> Link | None:
         """The idle link used last, if it looks alive. Links are opened only when none is idle."""
         if self._closed:
             raise UpstreamConnectionError("the provider is closed")
@@ -300,12 +255,12 @@ class DirectTransport:
             self._discard(link)
         return None
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> Link:
         try:
             stream = await trio.open_tcp_stream(self._host, self._port)
         except OSError as error:
             raise UpstreamConnectionError("no connection to the upstream") from error
-        link = _Link(stream, stream.socket)
+        link = Link(stream, stream.socket)
         try:
             stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)
             if self._tls is not None:
@@ -322,26 +277,21 @@ class DirectTransport:
         self._links.add(link)
         return link
 
-    def _give_back(self, link: _Link, *, reusable: bool) -> None:
+    def _give_back(self, link: Link) -> None:
         """Keep the link for the next call, or close it. Synchronous: it happens also when cancelled."""
         self._room.release()
-        if reusable and not self._closed and link.h11.our_state is h11.DONE:
-            try:
-                link.h11.start_next_cycle()
-            except h11.LocalProtocolError:
-                self._discard(link)
-                return
-            link.idle_since = trio.current_time()
-            self._idle.append(link)
-            while len(self._idle) > self._limits.max_idle_connections or self._oldest_idle_s() > KEEP_ALIVE_S:
-                self._discard(self._idle.pop(0))
-        else:
+        if not (link.complete and link.reusable) or link.pieces or self._closed:
             self._discard(link)
+            return
+        link.idle_since = trio.current_time()
+        self._idle.append(link)
+        while len(self._idle) > self._limits.max_idle_connections or self._oldest_idle_s() > KEEP_ALIVE_S:
+            self._discard(self._idle.pop(0))
 
     def _oldest_idle_s(self) -> float:
         return trio.current_time() - self._idle[0].idle_since if self._idle else -inf
 
-    def _discard(self, link: _Link) -> None:
+    def _discard(self, link: Link) -> None:
         link.close()
         self._links.discard(link)
 
@@ -354,14 +304,10 @@ class DirectTransport:
         await trio.lowlevel.checkpoint()
 
 
-def _readable(link: _Link) -> bool:
+def _readable(link: Link) -> bool:
     if not isinstance(link.stream, trio.SocketStream) or link.socket.fileno() < 0:
         return False
     return link.socket.is_readable()
-
-
-def _broken_off() -> UpstreamProtocolError:
-    return UpstreamProtocolError("the upstream broke off in the middle of its answer")
 
 
 def _tls_context(*, trust_env: bool) -> ssl.SSLContext:
