@@ -11,12 +11,21 @@ live: whatever a replay did not find is still to be published, and what it did f
 number when it comes again.
 """
 
+from contextlib import suppress
+
 import trio
 
 from actors.errors import JobConflictError, JobNotFoundError
 from actors.telemetry import Telemetry
 from events.errors import UnknownJobError
 from events.log.base import EventLog, FrameCursor, FrameRun
+
+_NUDGE = FrameRun(0, 0, ())
+"""Passed through a channel, it says nothing but that somebody called. No attempt has its number."""
+
+
+class Nudged(Exception):  # noqa: N818 - it tells no error
+    """Somebody wants the receiver's attention; nothing is lost or over."""
 
 
 class AttemptGivenUpError(JobConflictError):
@@ -118,12 +127,19 @@ class Subscription:
         self._send.close()
         self._receive.close()
 
+    def nudge(self) -> None:
+        """Have :meth:`receive` raise Nudged, should nothing else come first. Synchronous."""
+        with suppress(trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+            # With the channel full there is something to receive.
+            self._send.send_nowait(_NUDGE)
+
     async def receive(self) -> list[FrameRun]:
         """The next runs, all that are at hand; an empty list at the end of the stream.
 
         Every frame comes once, in order, whatever was missed in between. Cancelling loses nothing. Raises
         AttemptGivenUpError when the job went on with another attempt after frames of this one were seen,
-        JobNotFoundError when the job was deleted or expired before all of it was read.
+        JobNotFoundError when the job was deleted or expired before all of it was read, Nudged after
+        :meth:`nudge`.
         """
         while True:
             if self._replaying:
@@ -137,7 +153,8 @@ class Subscription:
             if self._fell_behind():
                 continue
             try:
-                run = self._fresh(await self._receive.receive())
+                received = await self._receive.receive()
+                run = self._fresh(received)
             except trio.EndOfChannel:
                 # What was published between the last replay and the end may have been dropped.
                 if self._fell_behind():
@@ -145,6 +162,11 @@ class Subscription:
                 return []
             if run is not None:
                 return [run, *self._at_hand()]
+            if received is _NUDGE:
+                runs = self._at_hand()
+                if not runs:
+                    raise Nudged
+                return runs
 
     def _fell_behind(self) -> bool:
         """Whether something was dropped since the last replay; then the next step is another one."""
@@ -168,14 +190,15 @@ class Subscription:
         seen_attempt, seen_frame = self._cursor
         if run.attempt < seen_attempt:
             return None
+        last = run.last
         if run.attempt == seen_attempt:
-            if run.cursor.frame <= seen_frame:
+            if last <= seen_frame:
                 return None
             if run.first <= seen_frame:
                 run = FrameRun(run.attempt, seen_frame + 1, run.frames[seen_frame + 1 - run.first :])
         elif seen_frame > 0:
             raise AttemptGivenUpError(self._cursor)
-        self._cursor = run.cursor
+        self._cursor = FrameCursor(run.attempt, last)
         return run
 
     async def _replay(self) -> FrameRun | None:

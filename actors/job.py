@@ -316,12 +316,15 @@ class JobActor:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
             self._last_frames = [FramesReceived(at=now, attempt=attempt, first=first, frames=frames)]
             return
-        async with self._writing:
+        if self._work.may_detach:
+            async with self._writing:
+                self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
+        else:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         self._publish(FrameRun(attempt, first, frames))
 
     def _publish(self, run: FrameRun) -> None:
-        self._frames = run.cursor.frame
+        self._frames = run.last
         self.frame_bytes += sum(map(len, run.frames))
         self._telemetry.frames(self._work.provider.name, len(run.frames))
         self._broadcast.publish(run)

@@ -145,7 +145,15 @@ class Supervisor:
         for cursor in (after_id, before_id):
             if cursor is not None:
                 await self.describe(cursor, where.owner)
-        return await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
+        now = self._clock.now()
+        page = await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
+        overdue = [job.job_id for job in page.jobs if job.detached and (job.expires_at or now) < now]
+        for job_id in overdue:
+            # Its time is up, and the task that records so has not come to it yet.
+            await self._expiry.expire_overdue(job_id)
+        if overdue:
+            page = await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
+        return page
 
     # -- submitting ------------------------------------------------------------------------------
 

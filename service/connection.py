@@ -13,6 +13,7 @@ Written against Hypercorn 0.18 (``pyproject.toml`` holds it to that minor versio
 * Some routes are answered without the framework (:mod:`service.direct`).
 """
 
+import os
 import secrets
 from math import inf
 from typing import Any, cast
@@ -42,6 +43,8 @@ LINGER_S = 2.0
 """How long a refused upload is read on and thrown away, so that its sender can read why (RFC 9112, 9.6)."""
 READ_BYTES = 64 * 1024
 """Asked of the socket at once."""
+PAUSE_BYTES = 32 * 1024
+"""After a send of so many, other tasks have their turn, however fast its reader is."""
 
 _REFUSALS = {
     400: "the request is not valid HTTP",
@@ -163,6 +166,13 @@ class Protocol(H11Protocol):
             data, self._held = self._held, b""
         await self.send(RawData(data=data or b""))
 
+    async def send_piece(self, data: bytes) -> None:
+        """A piece of an answer of unknown length, past h11, which adds nothing but the chunk around it."""
+        if cast(h11.Connection, self.connection).their_http_version == b"1.0":
+            await self._send_h11_event(h11.Data(data=data))
+        elif data:
+            await self.connection_.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     async def refuse(self, status: int) -> None:
         """Answer a request that cannot be taken, and read no other from this connection."""
         await self._send_error_response(status)
@@ -274,19 +284,38 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """Hypercorn's protocol has something for the socket, or about it."""
         if isinstance(event, RawData):
-            await self._send(event.data)
+            await self.write(event.data)
         elif isinstance(event, Updated):
             self.set_idle(event.idle)
         else:
             await super().protocol_send(event)
 
-    async def _send(self, data: bytes) -> None:
-        async with self.send_lock:
-            try:
-                await self.stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
-            except trio.Cancelled:
-                # Part of it may have left: nothing that could follow would make sense to the peer.
-                self.stream.socket.close()
-                raise
+    async def write(self, data: bytes) -> None:
+        """Hand ``data`` to the socket. What it takes at once takes no pause, up to ``PAUSE_BYTES``."""
+        try:
+            self.send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            sent = self._send_now(data)
+            if sent < len(data):
+                await self.stream.send_all(memoryview(data)[sent:])
+            elif sent >= PAUSE_BYTES:
+                await trio.lowlevel.checkpoint()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+        except trio.Cancelled:
+            # Part of it may have left: nothing that could follow would make sense to the peer.
+            self.stream.socket.close()
+            raise
+        finally:
+            self.send_lock.release()
+
+    def _send_now(self, data: bytes) -> int:
+        """How many bytes the socket took. Raises trio.BrokenResourceError."""
+        try:
+            return os.write(self.stream.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError from error

@@ -9,6 +9,7 @@ from actors.router import Router
 from actors.supervisor import Supervisor
 from events.log.base import EventLog
 from service.auth import Authenticator
+from service.heartbeat import Heartbeat
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -24,6 +25,7 @@ class Dependencies:
     authenticator: Authenticator
     metrics: Metrics
     clock: Clock
+    heartbeat: Heartbeat
     started_at: float
     """Unix seconds."""
     logger: structlog.typing.FilteringBoundLogger

@@ -131,7 +131,7 @@ class DirectStream:
         else:
             await send(Response(stream_id=STREAM_ID, status_code=reply.status, headers=headers))
             async for chunk in body:
-                await send(Body(stream_id=STREAM_ID, data=chunk))
+                await self._protocol.send_piece(chunk)
         await send(EndBody(stream_id=STREAM_ID))
         self._finished = True
         await send(StreamClosed(stream_id=STREAM_ID))

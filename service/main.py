@@ -32,6 +32,7 @@ from events.snapshots import SnapshotStore
 from service.app import create_app
 from service.auth import Authenticator
 from service.dependencies import Dependencies
+from service.heartbeat import Heartbeat
 from service.logs import hypercorn_logger, make_logger
 from service.memory import BurstMemory, tune_collector
 from service.metrics import Metrics
@@ -157,6 +158,8 @@ def _assemble(
     if log.durable:
         purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
         actors.start_soon(purge)
+    heartbeat = Heartbeat(settings.jobs.heartbeat_s)
+    actors.start_soon(heartbeat.run)
     routes = [Route(route.model, route.provider, route.rename) for route in settings.routes]
     router = Router(routes, providers)
     supervisor = Supervisor(
@@ -185,6 +188,7 @@ def _assemble(
         authenticator=Authenticator.of(settings),
         metrics=metrics,
         clock=clock,
+        heartbeat=heartbeat,
         started_at=clock.now(),
         logger=logger,
     )

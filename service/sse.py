@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
-from actors.broadcast import Subscription
+from actors.broadcast import Nudged, Subscription
 from actors.errors import ActorError
 from events.errors import LogError
 from events.log.base import FrameCursor, FrameRun
 from events.types import Failure
 from service.errors import InvalidRequestError, envelope, failure_of
+from service.heartbeat import Beat
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -65,14 +66,15 @@ class FrameStream:
         first: Sequence[FrameRun],
         encode: Callable[[Sequence[FrameRun]], bytes],
         ending: Callable[[], Failure | None],
-        heartbeat_s: float,
+        beat: Beat,
         request_id: str,
     ) -> None:
+        """``beat`` nudges the subscription."""
         self._subscription = subscription
         self._first = first
         self._encode = encode
         self._ending = ending
-        self._heartbeat_s = heartbeat_s
+        self._beat = beat
         self._request_id = request_id
         self._over = False
 
@@ -89,14 +91,15 @@ class FrameStream:
             return self._encode(runs)
         failure: Failure | None
         try:
-            with trio.move_on_after(self._heartbeat_s) as silence:
-                runs = await self._subscription.receive()
+            runs = await self._subscription.receive()
+        except Nudged:
+            self._beat.sent()
+            return PING
         except (ActorError, LogError) as error:
             failure = failure_of(error)
         else:
-            if silence.cancelled_caught:
-                return PING
             if runs:
+                self._beat.sent()
                 return self._encode(runs)
             failure = self._ending()
         self._over = True

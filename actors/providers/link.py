@@ -5,11 +5,16 @@ and a parser in Python costs more for them than all the rest of their way. It is
 caller is done here: the sizes of heads and trailers, and answers that end with their connection.
 """
 
+import os
+
 import httptools
 import trio
 
 from actors.errors import UpstreamConnectionError, UpstreamProtocolError
 from actors.providers.transport import MAX_HEAD_BYTES
+
+READ_BYTES = 64 * 1024
+"""Asked of the socket at once."""
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -60,6 +65,23 @@ class Link:
         self.fields = []
         self.pieces.clear()
         self.has_head = self.complete = self.reusable = False
+
+    async def read(self) -> bytes | bytearray:
+        """What has come, or comes next; empty at the connection's end.
+
+        Raises trio.BrokenResourceError, or trio.ClosedResourceError when it was closed meanwhile.
+        """
+        if isinstance(self.stream, trio.SSLStream):
+            return await self.stream.receive_some(READ_BYTES)
+        # A stream of trio's would first ask the socket in vain, and pause once more when it has its bytes.
+        while True:
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return os.read(self.socket.fileno(), READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take what was read; no bytes are the end of the connection. Raises UpstreamProtocolError.

@@ -28,8 +28,6 @@ from actors.providers.transport import (
 )
 from events.types import Headers
 
-READ_BYTES = 64 * 1024
-"""Asked of the socket at once."""
 TAIL_S = 0.05
 """How long reading the end of an answer may take once its content is complete and that end is here."""
 
@@ -95,7 +93,7 @@ class _Answer:
         data: bytes | bytearray | None = None
         try:
             with trio.move_on_at(deadline):
-                data = await self._link.stream.receive_some(READ_BYTES)
+                data = await self._link.read()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise broken_off() from error
         if data is None:
@@ -108,7 +106,7 @@ class _Answer:
         try:
             while not link.pieces and not link.complete and _readable(link):
                 with trio.move_on_after(TAIL_S, shield=True):
-                    link.feed(await link.stream.receive_some(READ_BYTES))
+                    link.feed(await link.read())
         except (UpstreamProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
             link.reusable = False
 
@@ -219,7 +217,7 @@ class DirectTransport:
         with trio.move_on_at(deadline):
             try:
                 while not link.has_head:
-                    link.feed(await link.stream.receive_some(READ_BYTES))
+                    link.feed(await link.read())
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise UpstreamConnectionError(
                     "the upstream closed the connection without an answer"

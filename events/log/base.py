@@ -40,9 +40,14 @@ class FrameRun(NamedTuple):
     frames: tuple[bytes, ...]
 
     @property
+    def last(self) -> int:
+        """Number of the last frame of the run."""
+        return self.first + len(self.frames) - 1
+
+    @property
     def cursor(self) -> FrameCursor:
         """The place after the last frame of the run."""
-        return FrameCursor(self.attempt, self.first + len(self.frames) - 1)
+        return FrameCursor(self.attempt, self.last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,12 +188,14 @@ async def stream_reply(
         # Nothing is left to read. To an EventSource 204 says: do not reconnect (WHATWG HTML, 9.2.3).
         return Reply(204, b"", job_headers(snapshot))
 
+    beat = deps.heartbeat.watch(subscription.nudge)
+    request.closing.callback(beat.stop)
     stream = sse.FrameStream(
         subscription,
         first=first,
         encode=encode,
         ending=ending,
-        heartbeat_s=deps.settings.jobs.heartbeat_s,
+        beat=beat,
         request_id=request.request_id,
     )
     return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE)
