@@ -334,7 +334,9 @@ class JobActor:
             snapshot = self._snapshot
             for event in events:
                 snapshot = apply(snapshot, self.job_id, event)
-            self._seq = await self._log.append(self.job_id, events, self._seq)
+            # An attached job ends with its connection, and so with the process: nobody waits for the disk.
+            deferred = not (snapshot.detached or self._work.keeps_result)
+            self._seq = await self._log.append(self.job_id, events, self._seq, deferred=deferred)
             # Frames are logged without being folded one by one: what they changed is filled in here.
             frames = max(snapshot.frames, self._frames)
             if snapshot.last_seq != self._seq or snapshot.frames != frames:

@@ -197,7 +197,7 @@ class Supervisor:
         started = attempt_started(work, attempt=1, at=accepted.at)
         try:
             with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
-                await self._log.append(job_id, [accepted, started], 0)
+                await self._log.append(job_id, [accepted, started], 0, deferred=not kept)
         except BaseException as error:
             self._snapshots.release(job_id)
             self._dismiss()

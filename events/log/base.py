@@ -85,12 +85,18 @@ class EventLog(Protocol):
         """Streams of events about other things than jobs, in the same log."""
         ...
 
-    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+    async def append(
+        self, job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+    ) -> int:
         """Append ``events`` (at least one, frames among them or not); return the job's new last ``seq``.
 
         ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict,
         IllegalTransition or DuplicateKeyError, and appends nothing then; LogUnavailableError when it cannot
         be written.
+
+        ``deferred``: readable at once, but on disk only as frames are. For what nobody was promised, which
+        is all of an attached job: it ends with its connection, and so with the process. A new job's id must
+        be one that was never used.
         """
         ...
 

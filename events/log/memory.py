@@ -80,7 +80,9 @@ class MemoryLog:
             raise SequenceConflict(job_id, expected=expected_seq, actual=actual)
         return record or _Record()
 
-    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+    async def append(
+        self, job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+    ) -> int:
         """See the port."""
         record = self._writable(job_id, expected_seq)
         snapshot = record.current() if record.events else None

@@ -5,19 +5,15 @@ A write is checked against what memory knows of its job, queued, and told when i
 memory, where readers find them, for their job's next append or for the next flush.
 """
 
-import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import trio
 
 from events.errors import (
-    CodecError,
     IllegalTransition,
     LogUnavailableError,
     SequenceConflict,
@@ -28,40 +24,15 @@ from events.log.base import FrameCursor, FrameRun, JobFilter, Page
 from events.log.content import content_bytes
 from events.log.follow import Bells, Follower
 from events.log.sqlite_commit import WRITE_OVERHEAD_BYTES, GroupCommit, Write
-from events.log.sqlite_live import LiveJob, LogStatistics, run_bytes
+from events.log.sqlite_file import LogFile, SqliteOptions, open_file
+from events.log.sqlite_live import EVENT_OVERHEAD_BYTES, LiveJob, LogStatistics, event_bytes
 from events.log.sqlite_records import SqliteRecords
 from events.log.sqlite_rows import event_rows, job_row, message_seq
-from events.log.sqlite_schema import MIGRATIONS, FileLock, Migration, open_database, open_error
+from events.log.sqlite_schema import MIGRATIONS, Migration
 from events.log.sqlite_writer import JobWrite, PurgeStep
 from events.projections import JobSnapshot, apply
 from events.state import JobState
 from events.types import Event, FramesReceived, JobAccepted, StoredEvent
-
-READERS = 4
-"""Connections that read, each in a worker thread."""
-
-FLUSH_INTERVAL_S = 0.25
-"""How long frames wait for the disk, in real time: what a power cut may take of a stream."""
-
-MAX_UNFLUSHED_BYTES = 64 << 20
-"""Frames that wait for the disk; beyond, `append_frames` waits."""
-
-MAX_QUEUED_BYTES = 256 << 20
-"""Appends that wait for the disk; beyond, `append` is refused: the disk does not keep up."""
-
-CLOSE_TIMEOUT_S = 10.0
-"""How long, in real time, closing waits for the writer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqliteOptions:
-    """Bounds of a :class:`SqliteLog`; each is explained where its default is defined."""
-
-    readers: int = READERS
-    flush_interval_s: float = FLUSH_INTERVAL_S
-    max_unflushed_bytes: int = MAX_UNFLUSHED_BYTES
-    max_queued_bytes: int = MAX_QUEUED_BYTES
-    close_timeout_s: float = CLOSE_TIMEOUT_S
 
 
 @asynccontextmanager
@@ -77,45 +48,12 @@ async def open_sqlite_log(
     as :meth:`SqliteLog.aclose` does, also when cancelled.
     """
     options = options or SqliteOptions()
-    file = await trio.to_thread.run_sync(_open, Path(path), migrations)
+    file = await trio.to_thread.run_sync(open_file, Path(path), migrations)
     log = SqliteLog(file, options)
     try:
         yield log
     finally:
         await log.aclose()
-
-
-class _File(NamedTuple):
-    """An opened file, and what was found in it."""
-
-    path: Path
-    lock: FileLock
-    connection: sqlite3.Connection
-    unfinished: list[tuple[int, JobSnapshot]]
-    last_number: int
-
-
-def _open(path: Path, migrations: Sequence[Migration]) -> _File:
-    path = path.absolute()
-    try:
-        lock = FileLock(path)
-    except OSError as exc:
-        raise open_error(path, exc) from exc
-    try:
-        connection = open_database(path, migrations=migrations)
-        try:
-            return _File(
-                path, lock, connection, reader.unfinished_jobs(connection), reader.last_number(connection)
-            )
-        except BaseException:
-            connection.close()
-            raise
-    except (CodecError, sqlite3.Error) as exc:
-        lock.release()
-        raise open_error(path, exc) from exc
-    except BaseException:
-        lock.release()
-        raise
 
 
 class SqliteLog:
@@ -127,10 +65,12 @@ class SqliteLog:
 
     durable = True
 
-    def __init__(self, file: _File, options: SqliteOptions) -> None:
+    def __init__(self, file: LogFile, options: SqliteOptions) -> None:
         self._options = options
         self._readers = reader.Readers(file.path, options.readers)
-        self._live = {snapshot.job_id: LiveJob(number, snapshot) for number, snapshot in file.unfinished}
+        self._live = {
+            snapshot.job_id: LiveJob(number, snapshot, stored=True) for number, snapshot in file.unfinished
+        }
         """In the order of acceptance."""
         self._last_number = file.last_number
         self._bells = Bells()
@@ -141,6 +81,7 @@ class SqliteLog:
             max_unflushed_bytes=options.max_unflushed_bytes,
             flush_interval_s=options.flush_interval_s,
             # Not before: a writer that hangs may still write.
+            on_flushed=self._flushed,
             on_end=file.lock.release,
         )
         self.records = SqliteRecords(self._commit, self._readers)
@@ -157,8 +98,12 @@ class SqliteLog:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
-        """See the port."""
+    async def append(
+        self, job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+    ) -> int:
+        """See the port. What is deferred is on disk within ``flush_interval_s`` while the disk takes it."""
+        if deferred and await self._defer(job_id, events, expected_seq):
+            return expected_seq + len(events)
         turn = await self._take_turn(job_id)
         try:
             write = await self._plan(turn, job_id, events, expected_seq)
@@ -185,16 +130,9 @@ class SqliteLog:
         accepted = events[0] if expected_seq == 0 and isinstance(events[0], JobAccepted) else None
         if live is None and accepted is None:
             live = await self._load(job_id)
-        actual = live.seq if live else 0
-        if actual != expected_seq:
-            raise SequenceConflict(job_id, expected=expected_seq, actual=actual)
-        snapshot = live.current() if live else None
-        for event in events:
-            snapshot = apply(snapshot, job_id, event)
-        if snapshot is None:
-            raise ValueError("an append has at least one event")
+        snapshot = _folded(live, job_id, events, expected_seq)
         rows = event_rows(expected_seq + 1, events)
-        job = live or LiveJob(self._take_number(), snapshot)
+        job = live or LiveJob(self._take_number(), snapshot, stored=True)
         key = accepted.idempotency_key if accepted else None
         return Write(
             job_id=job_id,
@@ -213,6 +151,39 @@ class SqliteLog:
             ),
         )
 
+    async def _defer(self, job_id: str, events: Sequence[Event], expected_seq: int) -> bool:
+        """Have an append wait for the next flush. False: it is to be written as any other."""
+        await self._make_room(job_id, sum(map(event_bytes, events)))
+        live = self._live.get(job_id)
+        first = events[0]
+        is_new = isinstance(first, JobAccepted) and expected_seq == 0 and first.idempotency_key is None
+        # Where the disk refuses, whoever appends is told at once.
+        if (live is None and not is_new) or self._commit.failing:
+            return False
+        snapshot = _folded(live, job_id, events, expected_seq)
+        if snapshot.state is JobState.EXPIRED:
+            return False
+        if live is None:
+            live = self._live[job_id] = LiveJob(self._take_number(), snapshot, stored=False)
+        self._commit.defer(live, events, snapshot)
+        self._bells.ring(job_id)
+        return True
+
+    async def _make_room(self, job_id: str, size: int) -> None:
+        """Wait until no write of the job is under way, and ``size`` more bytes may wait for the disk."""
+        while True:
+            self._check_open()
+            if (turn := self._commit.turn_of(job_id)) is not None:
+                await turn.wait()
+            elif not self._commit.has_room(size):
+                await self._commit.flush()
+            else:
+                break
+
+    def _flushed(self, live: LiveJob) -> None:
+        if live.stated.ended:
+            self._live.pop(live.stated.job_id, None)
+
     def _take_number(self) -> int:
         self._last_number += 1
         return self._last_number
@@ -227,20 +198,13 @@ class SqliteLog:
 
     async def _load(self, job_id: str) -> LiveJob | None:
         found = await self._readers.run(partial(reader.job, job_id))
-        return LiveJob(*found) if found else None
+        return LiveJob(*found, stored=True) if found else None
 
     async def append_frames(
         self, job_id: str, attempt: int, frames: Sequence[bytes], expected_seq: int, at: float
     ) -> int:
         """See the port. On disk within ``flush_interval_s`` while the disk takes it."""
-        while True:
-            self._check_open()
-            if (turn := self._commit.turn_of(job_id)) is not None:
-                await turn.wait()
-            elif not self._commit.has_room(run_bytes(frames)):
-                await self._commit.make_room()
-            else:
-                break
+        await self._make_room(job_id, EVENT_OVERHEAD_BYTES + sum(map(len, frames)))
         known = self._live.get(job_id) or await self._load(job_id)
         actual = known.seq if known else 0
         if actual != expected_seq:
@@ -256,7 +220,11 @@ class SqliteLog:
 
     async def redact(self, job_id: str) -> None:
         """See the port."""
-        await self._drop(job_id, forgets=False)
+        live = self._live.get(job_id)
+        if live is not None and not live.content_stored and self._commit.turn_of(job_id) is None:
+            self._commit.redact_waiting(live)
+        else:
+            await self._drop(job_id, forgets=False)
 
     async def forget(self, job_id: str) -> None:
         """See the port."""
@@ -282,11 +250,12 @@ class SqliteLog:
     def _forgotten(self, job_id: str) -> None:
         live = self._live.pop(job_id, None)
         if live is not None:
-            self._commit.drop_frames(live)
+            self._commit.drop_waiting(live)
         self._bells.ring(job_id)
 
     async def purge(self, before: float, limit: int) -> int:
         """See the port. Also gives space that is no longer used back to the disk."""
+        await self._list_what_waits()
         purged = 0
         more = True
         while more and purged < limit:
@@ -323,7 +292,7 @@ class SqliteLog:
             if after.attempt == live.stated.attempt and after.frame >= live.frames:
                 return None
             waiting = live.pending_frames(after, max_bytes)
-            if waiting is not None:
+            if waiting is not None or not live.stored:
                 return waiting
         known, run = await self._readers.run(partial(reader.frames, job_id, after, max_bytes))
         if not known:
@@ -337,7 +306,7 @@ class SqliteLog:
             yield Follower(partial(self.read, job_id), partial(self._has_ended, job_id), bell, after)
 
     async def _has_ended(self, job_id: str) -> bool:
-        return job_id not in self._live and (await self.snapshot(job_id)).ended
+        return (await self.snapshot(job_id)).ended
 
     async def snapshot(self, job_id: str) -> JobSnapshot:
         """See the port."""
@@ -348,7 +317,9 @@ class SqliteLog:
 
     async def unfinished(self) -> list[JobSnapshot]:
         """See the port."""
-        live = (live for live in self._live.values() if live.stated.batch_id is None)
+        live = (
+            live for live in self._live.values() if live.stated.batch_id is None and not live.stated.ended
+        )
         return [live.current() for live in sorted(live, key=lambda live: live.number)]
 
     async def page(
@@ -360,8 +331,16 @@ class SqliteLog:
         before_id: str | None = None,
     ) -> Page:
         """See the port."""
+        await self._list_what_waits()
         found = await self._readers.run(partial(reader.page, where, limit, after_id, before_id))
         return Page([self._up_to_date(snapshot) for snapshot in found.jobs], found.has_more)
+
+    async def _list_what_waits(self) -> None:
+        """Have the disk know of every job and its state, while it takes any: lists are read from there."""
+        waiting = [live for live in self._live.values() if live.deferred]
+        while waiting and not self._commit.failing:
+            await self._commit.flush()
+            waiting = [live for live in waiting if live.deferred]
 
     def _up_to_date(self, stored: JobSnapshot) -> JobSnapshot:
         live = self._live.get(stored.job_id)
@@ -394,6 +373,19 @@ class SqliteLog:
                 await self._commit.aclose(self._options.close_timeout_s)
             finally:
                 self._readers.close()
+
+
+def _folded(live: LiveJob | None, job_id: str, events: Sequence[Event], expected_seq: int) -> JobSnapshot:
+    """The job after ``events``. Raises SequenceConflict, IllegalTransition."""
+    actual = live.seq if live else 0
+    if actual != expected_seq:
+        raise SequenceConflict(job_id, expected=expected_seq, actual=actual)
+    snapshot = live.current() if live else None
+    for event in events:
+        snapshot = apply(snapshot, job_id, event)
+    if snapshot is None:
+        raise ValueError("an append has at least one event")
+    return snapshot
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ a batch that fails has changed nothing.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -14,9 +14,10 @@ import trio
 
 from events.errors import LogError, LogUnavailableError
 from events.log.sqlite_live import LiveJob, LogStatistics
-from events.log.sqlite_rows import ROW_BYTES, job_row
+from events.log.sqlite_rows import ROW_BYTES, job_row, message_seq
 from events.log.sqlite_writer import Batch, JobWrite, PurgeStep, Step, Writer
-from events.types import FramesReceived
+from events.projections import JobSnapshot
+from events.types import Event, FramesReceived
 
 WRITE_OVERHEAD_BYTES = 2000
 """What a queued write is counted with beside its events."""
@@ -55,9 +56,14 @@ class GroupCommit:
         max_queued_bytes: int,
         max_unflushed_bytes: int,
         flush_interval_s: float,
+        on_flushed: Callable[[LiveJob], None],
         on_end: Callable[[], None],
     ) -> None:
-        """``on_end`` is called, in the writer's thread, when nothing will be written any more."""
+        """``on_flushed`` hears of each job none of whose events wait any more.
+
+        ``on_end`` is called, in the writer's thread, when nothing will be written any more.
+        """
+        self._on_flushed = on_flushed
         self._writer = Writer(connection, on_done=self._settle, on_alarm=self._flush, on_end=on_end)
         self._token = trio.lowlevel.current_trio_token()
         # Not the common one: closing must not wait for the threads of others.
@@ -77,7 +83,7 @@ class GroupCommit:
         self._settled = trio.Event()
         self._last_error: str | None = None
         self._closed = False
-        self._commits = self._failed_commits = self._appends = self._runs = self._largest = 0
+        self._commits = self._failed_commits = self._appends = self._flushed = self._largest = 0
         self._writer.start()
 
     @property
@@ -92,7 +98,7 @@ class GroupCommit:
             commits=self._commits,
             failed_commits=self._failed_commits,
             appends=self._appends,
-            flushed_runs=self._runs,
+            flushed=self._flushed,
             largest_batch=self._largest,
             waiting_bytes=self.waiting_bytes,
         )
@@ -144,13 +150,18 @@ class GroupCommit:
         if write.error is not None:
             raise write.error
 
-    # -- frames ----------------------------------------------------------------------------------
+    # -- events that wait ----------------------------------------------------------------------------------
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last batch could not be written."""
+        return self._last_error is not None
 
     def has_room(self, size: int) -> bool:
-        """Whether ``size`` more bytes of frames may wait. Any size may when nothing does."""
+        """Whether events of ``size`` more bytes may wait. Any size may when nothing does."""
         return not self._dirty or self._unflushed_bytes + size <= self._max_unflushed_bytes
 
-    async def make_room(self) -> None:
+    async def flush(self) -> None:
         """Flush, and wait for the end of a batch. Raises LogUnavailableError when it failed."""
         self._flush()
         await self._settled.wait()
@@ -159,14 +170,25 @@ class GroupCommit:
 
     def add_frames(self, live: LiveJob, run: FramesReceived) -> None:
         """Have frames wait for their job's next write, or for the next flush."""
-        self._unflushed_bytes += live.add(run)
+        self._wait(live, live.add(run))
+
+    def defer(self, live: LiveJob, events: Sequence[Event], snapshot: JobSnapshot) -> None:
+        """Have other events wait in the same way; they lead to ``snapshot``."""
+        self._wait(live, live.defer(events, snapshot))
+
+    def redact_waiting(self, live: LiveJob) -> None:
+        """Drop the content of a job none of whose content is on disk, or on its way there."""
+        self._unflushed_bytes -= live.redacted()
+
+    def _wait(self, live: LiveJob, size: int) -> None:
+        self._unflushed_bytes += size
         self._dirty[live] = None
         if live.pending_bytes >= ROW_BYTES:
             self._flush()
         elif not self._alarm_set:
             self._set_alarm(self._flush_interval_s)
 
-    def drop_frames(self, live: LiveJob) -> None:
+    def drop_waiting(self, live: LiveJob) -> None:
         """The job is forgotten, and with it what waits."""
         self._unflushed_bytes -= live.flushed(len(live.pending))
         self._dirty.pop(live, None)
@@ -209,11 +231,14 @@ class GroupCommit:
 
     def _enlist(self, write: Write, batch: Batch, flushed: dict[LiveJob, int]) -> None:
         live = write.live
+        if live is not None and write.job is not None:
+            # Only now is it certain: a flush may have taken the job along.
+            write.job.new = not live.stored
         if live is not None and live.pending and not write.forgets:
             flushed[live] = len(live.pending)
             if write.job is not None:
                 write.job.flushed_first_seq = live.pending[0].seq
-                write.job.flushed = [stored.event for stored in live.pending]
+                write.job.flushed = live.sending()
             else:
                 batch.jobs.append(_flush_of(live))
         if write.job is not None:
@@ -236,10 +261,11 @@ class GroupCommit:
         self._last_error = batch.error
         if batch.error is None:
             self._count(writes, flushed)
-            for live, runs in flushed:
-                self._unflushed_bytes -= live.flushed(runs)
+            for live, count in flushed:
+                self._unflushed_bytes -= live.flushed(count)
                 if not live.pending:
                     self._dirty.pop(live, None)
+                    self._on_flushed(live)
         else:
             self._failed_commits += 1
         for write in writes:
@@ -266,7 +292,7 @@ class GroupCommit:
         self._commits += 1
         self._appends += appends
         self._largest = max(self._largest, appends)
-        self._runs += sum(runs for _, runs in flushed)
+        self._flushed += sum(count for _, count in flushed)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -285,28 +311,29 @@ class GroupCommit:
             if self._sent is None:
                 break
             done = self._sent[0].done
-            if not await self._wait(done.wait, until):
+            if not await self._in_thread(done.wait, until):
                 problem = "the disk does not answer"
             else:
                 problem = self._last_error
         self._writer.stop()
-        ended = await self._wait(self._writer.join, until)
+        ended = await self._in_thread(self._writer.join, until)
         if not ended or problem is not None:
             raise _unavailable(problem or "the disk does not answer")
 
-    async def _wait(self, blocking: Callable[[float], bool], until: float) -> bool:
+    async def _in_thread(self, blocking: Callable[[float], bool], until: float) -> bool:
         within_s = max(0.0, until - monotonic())
         return await trio.to_thread.run_sync(blocking, within_s, limiter=self._closing)
 
 
 def _flush_of(live: LiveJob) -> JobWrite:
-    snapshot = live.current()
+    snapshot, events = live.current(), live.sending()
     return JobWrite(
         job_id=snapshot.job_id,
         number=live.number,
-        row=job_row(live.number, snapshot, key=None, message_seq=None),
+        row=job_row(live.number, snapshot, key=None, message_seq=message_seq(live.pending[0].seq, events)),
+        new=not live.stored,
         flushed_first_seq=live.pending[0].seq,
-        flushed=[stored.event for stored in live.pending],
+        flushed=events,
     )
 
 

@@ -1,14 +1,15 @@
-"""What the SQLite log holds in memory: the unfinished jobs, and their frames that are not yet on disk."""
+"""What the SQLite log holds in memory: the unfinished jobs, and their events that are not yet on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from events.log.base import FrameCursor, FrameRun
+from events.log.content import content_bytes, without_content
 from events.projections import JobSnapshot
-from events.types import FramesReceived, StoredEvent
+from events.types import Event, FramesReceived, StoredEvent
 
-RUN_OVERHEAD_BYTES = 400
-"""What a waiting FramesReceived is counted with beside its frames, so that empty ones are bounded, too."""
+EVENT_OVERHEAD_BYTES = 400
+"""What a waiting event is counted with beside its content, so that empty ones are bounded, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,12 @@ class LogStatistics:
     failed_commits: int
     appends: int
     """Calls of ``append`` that reached the disk."""
-    flushed_runs: int
-    """Events of frames that reached the disk."""
+    flushed: int
+    """Events that waited, and reached the disk with a flush or with an append of their job."""
     largest_batch: int
     """The most appends one commit took."""
     waiting_bytes: int
-    """Frames, and appends, that wait for the disk now."""
+    """Events, and appends, that wait for the disk now."""
 
     @property
     def appends_per_commit(self) -> float:
@@ -36,12 +37,28 @@ class LogStatistics:
 class LiveJob:
     """A job as the log knows it without reading. Its snapshot lags behind in what frames change."""
 
-    __slots__ = ("_snapshot", "frames", "number", "pending", "pending_bytes", "seq")
+    __slots__ = (
+        "_snapshot",
+        "content_stored",
+        "deferred",
+        "frames",
+        "number",
+        "pending",
+        "pending_bytes",
+        "seq",
+        "stored",
+    )
 
-    def __init__(self, number: int, snapshot: JobSnapshot) -> None:
+    def __init__(self, number: int, snapshot: JobSnapshot, *, stored: bool) -> None:
         self.number = number
+        self.stored = stored
+        """Whether the disk knows of it."""
+        self.content_stored = stored
+        """Whether the disk has, or is about to have, content of it."""
+        self.deferred = False
+        """Whether events other than frames are pending."""
         self.pending: list[StoredEvent] = []
-        """FramesReceived not known to be on disk, without a gap up to the last event."""
+        """Events not known to be on disk, without a gap up to the last one."""
         self.pending_bytes = 0
         self.settle(snapshot)
 
@@ -67,20 +84,46 @@ class LiveJob:
         self.seq += 1
         self.frames = run.last
         self.pending.append(StoredEvent(self._snapshot.job_id, self.seq, run))
-        size = run_bytes(run.frames)
+        size = event_bytes(run)
         self.pending_bytes += size
         return size
 
-    def flushed(self, runs: int) -> int:
-        """The oldest ``runs`` pending runs are on disk; return what that frees."""
-        size = sum(
-            run_bytes(stored.event.frames)
-            for stored in self.pending[:runs]
-            if isinstance(stored.event, FramesReceived)
-        )
-        del self.pending[:runs]
+    def defer(self, events: Sequence[Event], snapshot: JobSnapshot) -> int:
+        """Take more events, which lead to ``snapshot``; return their size in memory."""
+        size = 0
+        for seq, event in enumerate(events, snapshot.last_seq - len(events) + 1):
+            self.pending.append(StoredEvent(snapshot.job_id, seq, event))
+            size += event_bytes(event)
+        self.settle(snapshot)
+        self.deferred = True
+        self.pending_bytes += size
+        return size
+
+    def sending(self) -> list[Event]:
+        """All that is pending, on its way to the disk."""
+        events = [stored.event for stored in self.pending]
+        self.content_stored = self.content_stored or any(map(content_bytes, events))
+        return events
+
+    def flushed(self, count: int) -> int:
+        """The oldest ``count`` pending events are on disk; return what that frees."""
+        self.stored = True
+        size = sum(event_bytes(stored.event) for stored in self.pending[:count])
+        del self.pending[:count]
+        self.deferred = any(not isinstance(stored.event, FramesReceived) for stored in self.pending)
         self.pending_bytes -= size
         return size
+
+    def redacted(self) -> int:
+        """Drop the content of what is pending, none of which is on its way; return what that frees."""
+        before = self.pending_bytes
+        self.pending = [
+            StoredEvent(stored.job_id, stored.seq, without_content(stored.event)) for stored in self.pending
+        ]
+        self.pending_bytes = sum(event_bytes(stored.event) for stored in self.pending)
+        if self._snapshot.message:
+            self._snapshot = replace(self._snapshot, message=b"")
+        return before - self.pending_bytes
 
     def pending_after(self, after: int) -> list[StoredEvent] | None:
         """The events with ``seq > after`` where memory has them all, None where the disk must be read."""
@@ -108,6 +151,6 @@ class LiveJob:
         return FrameRun(after.attempt, after.frame + 1, tuple(found)) if found else None
 
 
-def run_bytes(frames: Sequence[bytes]) -> int:
-    """What a run of frames is counted with."""
-    return RUN_OVERHEAD_BYTES + sum(map(len, frames))
+def event_bytes(event: Event) -> int:
+    """What a waiting event is counted with."""
+    return EVENT_OVERHEAD_BYTES + content_bytes(event)

@@ -78,6 +78,8 @@ class Operation:
     detached: bool = True
     key: str | None = None
     frames: tuple[bytes, ...] = (b"f",)
+    deferred: bool = False
+    """Where that is allowed: for a job that is attached."""
 
 
 ADVANCE = {None: "accept", JobState.PENDING: "start", JobState.PROCESSING: "frames"}
@@ -97,6 +99,7 @@ OPERATIONS = st.builds(
     detached=st.booleans(),
     key=st.sampled_from([None, None, "k"]),
     frames=st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=3).map(tuple),
+    deferred=st.booleans(),
 )
 
 
@@ -248,11 +251,14 @@ async def perform(log: EventLog, model: LogModel, operation: Operation, *, at: f
             return
     event = _event_of(operation, model.attempts(job_id), at)
     refusal = model.refusal(job_id, event, expected_seq)
+    attached = not (model.snapshot(job_id).detached if events else operation.detached)
+    deferred = operation.deferred and attached and operation.kind != "detach"
     if refusal is not None:
         with pytest.raises(refusal):
-            await log.append(job_id, [event], expected_seq)
+            # The id of a new job must be one that was never used.
+            await log.append(job_id, [event], expected_seq, deferred=deferred and operation.kind != "accept")
         return
-    assert await log.append(job_id, [event], expected_seq) == expected_seq + 1
+    assert await log.append(job_id, [event], expected_seq, deferred=deferred) == expected_seq + 1
     model.jobs.setdefault(job_id, []).append(event)
 
 

@@ -15,7 +15,8 @@ import trio
 
 from events.errors import LogUnavailableError
 from events.log.base import FrameCursor
-from events.log.sqlite import SqliteLog, SqliteOptions, open_sqlite_log
+from events.log.sqlite import SqliteLog, open_sqlite_log
+from events.log.sqlite_file import SqliteOptions
 from tests.unit.sqlite_files import accepted, completed, rows, start, until
 
 ROOT = Path(__file__).parents[2]

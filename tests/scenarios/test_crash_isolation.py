@@ -163,10 +163,12 @@ async def test_a_log_that_refuses_the_end_over_http(
         with monkeypatch.context() as patch:
             append = gateway.log.append
 
-            async def refuse(job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+            async def refuse(
+                job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+            ) -> int:
                 if isinstance(events[-1], JobCompleted):
                     raise LogUnavailableError("the disk is full")
-                return await append(job_id, events, expected_seq)
+                return await append(job_id, events, expected_seq, deferred=deferred)
 
             patch.setattr(gateway.log, "append", refuse)
             answer = await post(gateway.url)
@@ -227,8 +229,10 @@ async def test_a_job_refused_for_a_slow_log_does_not_stay_in_it(
     async with open_world() as world:
         append = world.log.append
 
-        async def never_answers(job_id: str, events: Sequence[Event], expected_seq: int) -> int:
-            await append(job_id, events, expected_seq)
+        async def never_answers(
+            job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+        ) -> int:
+            await append(job_id, events, expected_seq, deferred=deferred)
             return await trio.sleep_forever()
 
         monkeypatch.setattr(world.log, "durable", True)

@@ -50,11 +50,13 @@ class FaultyLog(MemoryLog):
         self.refused: tuple[type[Event], ...] = ()
         self.refusals = 0
 
-    async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
+    async def append(
+        self, job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False
+    ) -> int:
         if any(isinstance(event, self.refused) for event in events):
             self.refusals += 1
             raise LogUnavailableError("the disk is full")
-        return await super().append(job_id, events, expected_seq)
+        return await super().append(job_id, events, expected_seq, deferred=deferred)
 
 
 class CountingTelemetry(NullTelemetry):

@@ -125,7 +125,8 @@ class Driver:
             idempotency_key=self.random.choice([None, None, "k1", "k2"]),
             batch_id=self.random.choice([None, "b"]),
         )
-        answered = await self.pair.both(lambda log: log.append(job_id, [accepted], 0))
+        deferred = self.random.random() < 0.7 and not accepted.detached
+        answered = await self.pair.both(lambda log: log.append(job_id, [accepted], 0, deferred=deferred))
         if answered == 1:
             self.jobs.append(job_id)
 
@@ -156,7 +157,12 @@ class Driver:
         now = await self.snapshot(job_id)
         if now is not None:
             events = self.next_events(now)
-            await self.pair.both(lambda log: log.append(job_id, events, now.last_seq))
+            deferred = (
+                self.random.random() < 0.7
+                and not now.detached
+                and not any(isinstance(event, JobDetached | JobExpired) for event in events)
+            )
+            await self.pair.both(lambda log: log.append(job_id, events, now.last_seq, deferred=deferred))
 
     async def frames(self) -> None:
         job_id = self.job()

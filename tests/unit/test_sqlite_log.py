@@ -13,7 +13,8 @@ from events.errors import (
     UnknownJobError,
 )
 from events.log.base import FrameCursor
-from events.log.sqlite import SqliteLog, SqliteOptions, open_sqlite_log
+from events.log.sqlite import SqliteLog, open_sqlite_log
+from events.log.sqlite_file import SqliteOptions
 from events.log.sqlite_live import LiveJob
 from events.log.sqlite_schema import FileLock
 from events.log.sqlite_writer import Batch, JobWrite, write_batch
@@ -178,7 +179,7 @@ async def test_frames_are_read_at_once_and_written_with_the_next_append_in_one_r
         assert (await log.read("j"))[:12] == events
         assert await log.read_frames("j", FrameCursor(1, 3)) == run
         assert log.held_bytes == 0
-        assert log.statistics.flushed_runs == 10
+        assert log.statistics.flushed == 10
 
 
 async def test_frames_go_to_disk_by_themselves_after_the_interval(path: Path) -> None:
