@@ -35,7 +35,7 @@ from actors.work import Watch, Work, attempt_started, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
-from events.projections import JobSnapshot, apply
+from events.projections import JobSnapshot, apply, fold
 from events.types import (
     AttemptFailed,
     Event,
@@ -331,9 +331,7 @@ class JobActor:
 
     async def _append(self, *events: Event) -> None:
         async with self._writing:
-            snapshot = self._snapshot
-            for event in events:
-                snapshot = apply(snapshot, self.job_id, event)
+            snapshot = fold(self._snapshot, self.job_id, events)
             # An attached job ends with its connection, and so with the process: nobody waits for the disk.
             deferred = not (snapshot.detached or self._work.keeps_result)
             self._seq = await self._log.append(self.job_id, events, self._seq, deferred=deferred)

@@ -11,6 +11,7 @@ from actors.job import JobActor
 from actors.work import Watch
 from events.log.base import FrameCursor
 from events.projections import JobSnapshot
+from events.state import JobState
 from events.types import Headers, Mode
 
 
@@ -42,6 +43,8 @@ class Submission(NamedTuple):
     snapshot: JobSnapshot
     actor: JobActor | None
     watch: Watch | None
+    state: JobState
+    """As it is told: that of a job made just now is pending, though its first attempt is on record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ nursery it is given, which outlives the server, so that no connection's end is e
 """
 
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import replace
 from uuid import uuid4
 
@@ -32,7 +31,7 @@ from actors.telemetry import Telemetry, log_job_end
 from actors.work import Line, Watch, Work, attempt_started, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
-from events.projections import JobSnapshot, apply
+from events.projections import JobSnapshot, fold
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
 from events.state import JobState
 from events.types import JobAccepted
@@ -196,16 +195,22 @@ class Supervisor:
         # It is begun at once, so both facts are committed as one.
         started = attempt_started(work, attempt=1, at=accepted.at)
         try:
-            with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
-                await self._log.append(job_id, [accepted, started], 0, deferred=not kept)
+            if self._log.durable:
+                deadline = trio.current_time() + COMMIT_TIMEOUT_S
+                with trio.CancelScope(deadline=deadline, shield=True) as committing:
+                    await self._log.append(job_id, [accepted, started], 0, deferred=not kept)
+                if committing.cancelled_caught:
+                    raise trio.TooSlowError  # noqa: TRY301 - what follows is the same as for a refusal
+            else:
+                await self._log.append(job_id, [accepted, started], 0)
         except BaseException as error:
             self._snapshots.release(job_id)
             self._dismiss()
             if isinstance(error, trio.TooSlowError):
                 self._nursery.start_soon(self._disown, job_id)
             raise
-        snapshot = apply(None, job_id, accepted)
-        actor = self._start(apply(snapshot, job_id, started), work, body_bytes=len(command.body))
+        snapshot = fold(None, job_id, (accepted, started))
+        actor = self._start(snapshot, work, body_bytes=len(command.body))
         self._telemetry.job_accepted(command.mode)
         actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         return actor, actor.watch()
@@ -225,7 +230,7 @@ class Supervisor:
         try:
             actor, watch = await self.submit(command)
             # Recorded as begun; to whoever submitted it just now it is pending.
-            return Submission(replace(actor.snapshot, state=JobState.PENDING), actor, watch)
+            return Submission(actor.snapshot, actor, watch, JobState.PENDING)
         except DuplicateKeyError as error:
             job_id = error.existing_job_id
         if await self._expiry.expire_overdue(job_id):
@@ -235,8 +240,9 @@ class Supervisor:
             raise JobConflictError("idempotency-key: it was used with another request body")
         existing = self.actor(job_id, command.owner)
         if existing is not None:
-            return Submission(existing.snapshot, existing, existing.watch())
-        return Submission(await self.result(job_id, command.owner), None, None)
+            return Submission(existing.snapshot, existing, existing.watch(), existing.snapshot.state)
+        snapshot = await self.result(job_id, command.owner)
+        return Submission(snapshot, None, None, snapshot.state)
 
     def resume(self, snapshot: JobSnapshot) -> JobActor:
         """Start the next attempt of a job that an earlier process left; its turn comes in this order.

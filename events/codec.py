@@ -32,11 +32,14 @@ _KINDS: Mapping[str, TypeAdapter[Event]] = MappingProxyType(
 _CONTENT = ("body", "message")
 
 
-def encode(event: Event) -> bytes:
-    """The event as it is stored. Raises CodecError for what JSON cannot hold (lone surrogates, depth)."""
+def encode(event: Event, *, content: bool = True) -> bytes:
+    """The event as it is stored, with its content or without (but for frames, which always come along).
+
+    Raises CodecError for what JSON cannot hold (lone surrogates, depth).
+    """
     stored = {"v": SCHEMA_VERSION, "kind": type(event).__name__, "event": event}
     try:
-        return orjson.dumps(stored, default=_encode_other)
+        return orjson.dumps(stored, default=_encode_other if content else _encode_without_content)
     except orjson.JSONEncodeError as exc:
         raise CodecError(f"{type(event).__name__} cannot be written: {exc}") from None
 
@@ -86,6 +89,10 @@ def rfc3339(at: float) -> str:
     Raises ValueError or OverflowError for one outside the years 1 to 9999.
     """
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _encode_without_content(value: object) -> object:
+    return "" if isinstance(value, bytes) else _encode_other(value)
 
 
 def _encode_other(value: object) -> object:

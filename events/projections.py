@@ -1,7 +1,8 @@
 """Folds of a job's events into what people ask about: where it stands, what it used, how it ended."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 from events.state import ENDED, JobState, next_state
@@ -71,37 +72,58 @@ def cancelled_failure(event: JobCancelled) -> Failure:
     return Failure(409, "conflict_error", f"the job was cancelled: {event.reason}")
 
 
+_FIELDS = tuple(field.name for field in fields(JobSnapshot))
+_VALUES = attrgetter(*_FIELDS)
+
+
 def apply(snapshot: JobSnapshot | None, job_id: str, event: Event) -> JobSnapshot:
     """One step of the fold. Raises IllegalTransition and returns nothing for an event out of turn."""
-    state = next_state(snapshot.state if snapshot else None, event)
-    if isinstance(event, JobAccepted):
-        return JobSnapshot(
-            job_id=job_id,
-            owner=event.owner,
-            model=event.model,
-            mode=event.mode,
-            state=state,
-            detached=event.detached,
-            result_ttl_s=event.result_ttl_s,
-            created_at=event.at,
-            request_id=event.request_id,
-            may_rerun=event.may_rerun,
-            batch_id=event.batch_id,
-            custom_id=event.custom_id,
-            webhook=event.webhook,
-        )
-    if snapshot is None:
-        raise AssertionError("next_state lets nothing but JobAccepted come first")
-    return replace(snapshot, state=state, last_seq=snapshot.last_seq + 1, **_changes(snapshot, event))
+    return fold(snapshot, job_id, (event,))
 
 
-def _changes(now: JobSnapshot, event: _Later) -> dict[str, Any]:
+def fold(snapshot: JobSnapshot | None, job_id: str, events: Iterable[Event]) -> JobSnapshot:
+    """The job after more events, of which there is at least one where ``snapshot`` is None.
+
+    Raises ValueError for no events at all, IllegalTransition at the first one out of turn.
+    """
+    # One snapshot for all of them: making one costs more than a step.
+    state = snapshot.state if snapshot else None
+    values: dict[str, Any] = dict(zip(_FIELDS, _VALUES(snapshot), strict=True)) if snapshot else {}
+    for event in events:
+        state = next_state(state, event)
+        if isinstance(event, JobAccepted):
+            values = {
+                "last_seq": 1,
+                "started_at": None,
+                "job_id": job_id,
+                "owner": event.owner,
+                "model": event.model,
+                "mode": event.mode,
+                "detached": event.detached,
+                "result_ttl_s": event.result_ttl_s,
+                "created_at": event.at,
+                "request_id": event.request_id,
+                "may_rerun": event.may_rerun,
+                "batch_id": event.batch_id,
+                "custom_id": event.custom_id,
+                "webhook": event.webhook,
+            }
+        else:
+            values["last_seq"] += 1
+            values.update(_changes(values, event))
+    if not values:
+        raise ValueError("a job has at least one event")
+    values["state"] = state
+    return JobSnapshot(**values)
+
+
+def _changes(now: Mapping[str, Any], event: _Later) -> dict[str, Any]:
     """The fields that the event changes, ``state`` and ``last_seq`` aside."""
     match event:
         case FramesReceived():
             return {"frames": event.last}
         case AttemptStarted():
-            started_at = event.at if now.started_at is None else now.started_at
+            started_at = event.at if now["started_at"] is None else now["started_at"]
             return {"attempt": event.attempt, "frames": 0, "started_at": started_at}
         case AttemptFailed():
             return {"failure": event.failure}
@@ -110,7 +132,7 @@ def _changes(now: JobSnapshot, event: _Later) -> dict[str, Any]:
         case JobExpired():
             return {"message": b"", "expires_at": event.at}
         case _:
-            kept_s = now.result_ttl_s if now.detached else 0.0
+            kept_s = now["result_ttl_s"] if now["detached"] else 0.0
             return _result(event) | {
                 "ended_at": event.at,
                 "expires_at": event.at + kept_s,
@@ -130,9 +152,4 @@ def _result(event: Terminal) -> dict[str, Any]:
 
 def project(job_id: str, events: Iterable[Event]) -> JobSnapshot:
     """Fold a job's whole history. Raises ValueError for an empty one, IllegalTransition for a bad one."""
-    snapshot: JobSnapshot | None = None
-    for event in events:
-        snapshot = apply(snapshot, job_id, event)
-    if snapshot is None:
-        raise ValueError("a job has at least one event")
-    return snapshot
+    return fold(None, job_id, events)

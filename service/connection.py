@@ -237,6 +237,8 @@ class Connection(TCPServer):
         finally:
             # Whoever serves a connection closes it forcefully after this, should this be cancelled.
             await self._close()  # noqa: ASYNC102 - see above
+            # They refer to each other; what forms no cycle needs no collector to go.
+            self.__dict__.pop("protocol", None)
 
     def set_idle(self, idle: bool) -> None:
         """Between requests a connection waits for ``keep_alive_timeout`` at most; during one, for ever."""

@@ -31,10 +31,11 @@ from events.log.sqlite import open_sqlite_log
 from events.snapshots import SnapshotStore
 from service.app import create_app
 from service.auth import Authenticator
+from service.collector import Collector, tune_collector
 from service.dependencies import Dependencies
 from service.heartbeat import Heartbeat
 from service.logs import hypercorn_logger, make_logger
-from service.memory import BurstMemory, tune_collector
+from service.memory import BurstMemory
 from service.metrics import Metrics
 from service.server import Server, listen
 from service.settings import Settings
@@ -221,6 +222,8 @@ async def serve(settings: Settings) -> None:
             async with open_gateway(settings) as gateway:
                 click.echo(banner(settings, gateway))
                 tune_collector()
+                collector = Collector(in_flight=lambda: gateway.supervisor.in_flight)
+                nursery.start_soon(collector.run)
                 await anext(signals)
                 nursery.start_soon(end_at_second_signal)
             nursery.cancel_scope.cancel()

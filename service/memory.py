@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 BURST_RESULTS = 500
 """So many results expired since the last time make it worth the pause (some tens of milliseconds)."""
 
-_COLLECTOR_THRESHOLDS = (50_000, 20, 100)
-"""New objects before a look at the young; such looks before one at the older; those before a full one."""
 _ALLOCATOR = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -31,18 +29,6 @@ def prefer_system_allocator(environ: Mapping[str, str]) -> None:
     if "PYTHONMALLOC" in environ or platform.libc_ver()[0] != "glibc":
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, **_ALLOCATOR})  # noqa: S606 - ourselves
-
-
-def tune_collector() -> None:
-    """Let the cycle collector look less often, and never at what was there at the start.
-
-    Nearly all of a job's objects go by their reference counts; with the default thresholds a third of the
-    time of a burst went into looking for cycles among them. For the daemon's own process: it is a setting
-    of the whole interpreter.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 class BurstMemory:

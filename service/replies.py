@@ -31,12 +31,16 @@ def job_headers(snapshot: JobSnapshot) -> HeaderList:
     return [("x-bf-async-id", snapshot.job_id), ("x-bf-async-status", snapshot.state.value)]
 
 
-def pending_reply(snapshot: JobSnapshot) -> Reply:
-    """The job has no result yet."""
+def pending_reply(snapshot: JobSnapshot, state: JobState) -> Reply:
+    """The job has no result yet; it is told to be in ``state``."""
     return Reply(
         200,
         schemas.pending_body(snapshot.job_id, snapshot.model),
-        [*job_headers(snapshot), ("retry-after", str(POLL_AFTER_S))],
+        [
+            ("x-bf-async-id", snapshot.job_id),
+            ("x-bf-async-status", state.value),
+            ("retry-after", str(POLL_AFTER_S)),
+        ],
     )
 
 

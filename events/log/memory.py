@@ -18,7 +18,7 @@ from events.log.content import content_bytes, without_content
 from events.log.deadlines import Deadlines
 from events.log.follow import Bells, Follower
 from events.log.memory_records import MemoryRecords
-from events.projections import JobSnapshot, apply
+from events.projections import JobSnapshot, fold
 from events.state import JobState
 from events.types import Event, FramesReceived, JobAccepted, StoredEvent
 
@@ -85,11 +85,7 @@ class MemoryLog:
     ) -> int:
         """See the port."""
         record = self._writable(job_id, expected_seq)
-        snapshot = record.current() if record.events else None
-        for event in events:
-            snapshot = apply(snapshot, job_id, event)
-        if snapshot is None:
-            raise ValueError("an append has at least one event")
+        snapshot = fold(record.current() if record.events else None, job_id, events)
         self._claim_key(record, events[0])
         record.snapshot = snapshot
         record.frames = snapshot.frames

@@ -30,7 +30,7 @@ from events.log.sqlite_records import SqliteRecords
 from events.log.sqlite_rows import event_rows, job_row, message_seq
 from events.log.sqlite_schema import MIGRATIONS, Migration
 from events.log.sqlite_writer import JobWrite, PurgeStep
-from events.projections import JobSnapshot, apply
+from events.projections import JobSnapshot, fold
 from events.state import JobState
 from events.types import Event, FramesReceived, JobAccepted, StoredEvent
 
@@ -380,12 +380,7 @@ def _folded(live: LiveJob | None, job_id: str, events: Sequence[Event], expected
     actual = live.seq if live else 0
     if actual != expected_seq:
         raise SequenceConflict(job_id, expected=expected_seq, actual=actual)
-    snapshot = live.current() if live else None
-    for event in events:
-        snapshot = apply(snapshot, job_id, event)
-    if snapshot is None:
-        raise ValueError("an append has at least one event")
-    return snapshot
+    return fold(live.current() if live else None, job_id, events)
 
 
 def _nothing() -> None:

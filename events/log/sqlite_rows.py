@@ -16,7 +16,7 @@ import orjson
 
 from events.codec import decode, encode
 from events.errors import CodecError
-from events.log.content import content_of, with_content, without_content
+from events.log.content import content_of, with_content
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Event, Failure, FramesReceived, JobCompleted, Mode, StoredEvent
@@ -177,7 +177,7 @@ def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
             runs.append(event)
             size += sum(map(len, event.frames))
         else:
-            rows.append(EventRow(seq, None, None, encode(without_content(event)), content_of(event)))
+            rows.append(EventRow(seq, None, None, encode(event, content=False), content_of(event)))
     if runs:
         rows.append(_runs_row(first_seq + len(events) - 1, runs))
     return rows

@@ -109,12 +109,12 @@ async def _plain(
     deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
 ) -> Reply:
     mode = Mode.ASYNC if preferences.asynchronous else Mode.PLAIN
-    snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=mode)
+    snapshot, actor, _, state = await _submit(deps, request, preferences, body, fields, mode=mode)
     if actor is None:
         # Its idempotency key led to a job that has ended: the same key will not bring another end.
         return _result(deps, request, snapshot, snapshot.message, polled=True)
     if preferences.asynchronous:
-        return pending_reply(snapshot)
+        return pending_reply(snapshot, state)
     if preferences.wait_s is None:
         await actor.ended.wait()
         return _result(deps, request, actor.snapshot, actor.answer)
@@ -130,7 +130,7 @@ async def _plain(
     reply = (
         _result(deps, request, actor.snapshot, actor.answer)
         if actor.ended.is_set()
-        else pending_reply(actor.snapshot)
+        else pending_reply(actor.snapshot, actor.snapshot.state)
     )
     reply.headers.append(applied(preferences.wait_s))
     return reply
@@ -139,7 +139,7 @@ async def _plain(
 async def _stream(
     deps: Dependencies, request: Request, preferences: Preferences, body: bytes, fields: dict[str, Any]
 ) -> Reply:
-    snapshot, actor, _ = await _submit(deps, request, preferences, body, fields, mode=Mode.STREAM)
+    snapshot, actor, *_ = await _submit(deps, request, preferences, body, fields, mode=Mode.STREAM)
     if actor is not None:
         subscription = actor.subscribe()
     else:
@@ -234,7 +234,7 @@ def result_reply(snapshot: JobSnapshot, request: Request, *, answer: bytes, poll
     """
     match snapshot.state:
         case JobState.PENDING | JobState.PROCESSING:
-            return pending_reply(snapshot)
+            return pending_reply(snapshot, snapshot.state)
         case JobState.COMPLETED:
             return Reply(200, answer, job_headers(snapshot))
         case _:

@@ -28,9 +28,9 @@ from actors.providers.base import (
 from actors.submission import SubmitJob
 from events.log.sqlite import SqliteLog
 from events.types import Mode
+from service.collector import tune_collector
 from service.logs import make_logger
 from service.main import Gateway, open_gateway
-from service.memory import tune_collector
 from service.settings import LoggingSettings, Settings
 from tests.bench.load import body_of
 

@@ -1,15 +1,14 @@
-import gc
 import os
 import platform
 import runpy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 import pytest
 
 from service import memory
-from service.memory import BURST_RESULTS, BurstMemory, prefer_system_allocator, tune_collector
+from service.memory import BURST_RESULTS, BurstMemory, prefer_system_allocator
 
 
 class ReplacedError(Exception):
@@ -66,21 +65,6 @@ def test_only_the_daemon_needs_it(
         runpy.run_module("service", run_name="__main__")
     assert (ended.type is ReplacedError) is starts
     assert bool(replaced) is starts
-
-
-@pytest.fixture
-def untouched_collector() -> Iterator[None]:
-    before = gc.get_threshold()
-    yield
-    gc.set_threshold(*before)
-    gc.unfreeze()
-
-
-def test_the_collector_looks_less_often(untouched_collector: None) -> None:
-    before = gc.get_threshold()
-    tune_collector()
-    assert gc.get_threshold()[0] > before[0]
-    assert gc.get_freeze_count() > 0
 
 
 def test_memory_is_given_back_once_a_burst_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
