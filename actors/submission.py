@@ -11,7 +11,7 @@ from actors.job import JobActor
 from actors.work import Watch
 from events.log.base import FrameCursor
 from events.projections import JobSnapshot
-from events.types import Headers, Mode
+from events.types import Headers, JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,8 @@ class SubmitJob:
     mode: Mode
     detached: bool
     result_ttl_s: float
+    fallbacks: tuple[str, ...] = ()
+    """Models to try after it."""
     may_detach: bool = False
     """``Prefer: wait``: it may be cut loose later."""
     headers: Headers = ()
@@ -66,6 +68,25 @@ class Watched(NamedTuple):
     """None: the job has ended."""
     snapshot: JobSnapshot
     watch: Watch | None = None
+
+
+def acceptance(command: SubmitJob, *, at: float) -> JobAccepted:
+    """The event that the job was taken on."""
+    keyed = command.idempotency_key is not None
+    return JobAccepted(
+        at=at,
+        owner=command.owner,
+        model=command.model,
+        mode=command.mode,
+        body=command.body,
+        detached=command.detached,
+        result_ttl_s=command.result_ttl_s,
+        headers=command.headers,
+        request_id=command.request_id,
+        may_rerun=command.may_rerun,
+        idempotency_key=command.idempotency_key,
+        body_sha256=body_digest(command.body) if keyed else None,
+    )
 
 
 def body_digest(body: bytes) -> str:
