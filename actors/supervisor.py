@@ -161,7 +161,9 @@ class Supervisor:
         without an actor.
         """
         batch, once = command.mode is Mode.BATCH, not command.may_rerun
-        course = self._targets.course(command.model, command.fallbacks, batch=batch, once=once)
+        course = self._targets.course(
+            command.model, command.fallbacks, batch=batch, patient=command.detached, once=once
+        )
         job_id = str(uuid4())
         kept = command.detached or command.may_detach
         self._admit(job_id, command, course, kept=kept)
@@ -230,7 +232,7 @@ class Supervisor:
         when no route leads anywhere any more.
         """
         batch, once = snapshot.mode is Mode.BATCH, not snapshot.may_rerun
-        course = self._targets.course(snapshot.model, batch=batch, once=once, failed=failed)
+        course = self._targets.course(snapshot.model, batch=batch, patient=True, once=once, failed=failed)
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle = trio.Event()

@@ -34,6 +34,7 @@ class NoTargetError(OverloadedError):
         super().__init__(
             "no upstream for this model can serve now; try again", retry_after_s=max(1, ceil(retry_in_s))
         )
+        self.retry_in_s = retry_in_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +84,18 @@ class Targets:
         fallbacks: Sequence[str] = (),
         *,
         batch: bool = False,
+        patient: bool = False,
         once: bool = False,
         failed: int = 0,
     ) -> "Course":
         """The course of a new job. Raises NoSuchModelError.
 
-        ``batch``: it waits behind interactive jobs. ``once``: nothing is tried after a failure.
-        ``failed``: attempts that failed before a restart.
+        ``batch``: it waits behind interactive jobs. ``patient``: where no target can be asked when its turn
+        has come, it waits for one, within the bounds of the retries. ``once``: nothing is tried after a
+        failure. ``failed``: attempts that failed before a restart.
         """
         candidates = self._router.candidates(model, fallbacks)
-        return Course(self, candidates, batch=batch, once=once, failed=failed)
+        return Course(self, candidates, batch=batch, patient=patient, once=once, failed=failed)
 
     def more(self, model: str, fallbacks: Iterable[str]) -> Iterator[Target]:
         """The targets of those fallbacks that lead anywhere."""
@@ -121,6 +124,11 @@ class Targets:
             )
             for name, provider in self._router.providers.items()
         ]
+
+    @property
+    def patience_s(self) -> float:
+        """How long a job may wait for a target that can be asked."""
+        return self._policy.total_s
 
     # -- for courses -----------------------------------------------------------------------------
 
@@ -192,6 +200,7 @@ class Course:
         "_candidates",
         "_failed",
         "_once",
+        "_patient",
         "_place",
         "_probe",
         "_targets",
@@ -202,11 +211,19 @@ class Course:
     )
 
     def __init__(
-        self, targets: Targets, candidates: list[Target], *, batch: bool, once: bool, failed: int
+        self,
+        targets: Targets,
+        candidates: list[Target],
+        *,
+        batch: bool,
+        patient: bool,
+        once: bool,
+        failed: int,
     ) -> None:
         self._targets = targets
         self._candidates = candidates
         self._batch = batch
+        self._patient = patient
         self._once = once
         self._failed = failed
         self._tries: dict[tuple[str, str], int] | None = None
@@ -250,6 +267,7 @@ class Course:
 
     async def begin(self) -> None:
         """Wait for a place, then begin the attempt. Raises NoTargetError; cancelled, it leaves the line."""
+        until = trio.current_time() + (self._targets.patience_s if self._patient else 0.0)
         while True:
             if self._turn is None:
                 self.join()
@@ -264,10 +282,13 @@ class Course:
                 self._place, self._turn = self._turn.leave, None
                 self._enter(target)
                 return
-            # Its circuit opened while the job was waiting.
+            # Circuits opened while the job was waiting.
             self.leave()
             if target is None:
-                raise self._no_target()
+                refusal = self._no_target()
+                if trio.current_time() + refusal.retry_in_s > until:
+                    raise refusal
+                await trio.sleep(refusal.retry_in_s)
 
     def _enter(self, target: Target) -> None:
         self.target = target
