@@ -37,7 +37,7 @@ class CircuitState(StrEnum):
 class CircuitPolicy:
     """When a circuit opens, and for how long. Seconds."""
 
-    failures: int = 5
+    failures: int = 10
     """In a row."""
     open_s: float = 30.0
 

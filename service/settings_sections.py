@@ -235,7 +235,7 @@ class RetriesSettings(_Section):
 class CircuitsSettings(_Section):
     """``[circuits]``: when a target (a provider and a model there) is left alone."""
 
-    failures: Count = 5
+    failures: Count = 10
     """In a row, that speak of the target's health."""
     open_s: Seconds = 30.0
     """Then nothing is sent there for so long, and after that a single probe."""
