@@ -209,15 +209,14 @@ class JobActor:
         work = self._work
         self.waiting = work.turn is not None
         try:
-            async with work.turn or nullcontext():
-                call = work.call or await recall(self._log, self._snapshot, work.course)
-                return await to_an_answer(
-                    work.course, call, begin=self._begin, attempt=self._attempt, failed=self._failed
-                )
+            call = work.call or await recall(work, self._log, self._snapshot)
+            return await to_an_answer(
+                work.course, call, begin=self._begin, attempt=self._attempt, failed=self._failed
+            )
         except NoTargetError as error:
             return [JobFailed(at=self._clock.now(), failure=error.failure)]
         finally:
-            work.course.leave()
+            work.leave()
 
     async def _failed(self, failure: Failure) -> list[Event]:
         """Record a failed attempt and wait for the next; or the events that end the job."""

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from actors.broadcast import Subscription
 from actors.errors import JobConflictError
 from actors.job import JobActor
-from actors.work import Watch
+from actors.providers.base import ProviderCall
+from actors.targets import Course
+from actors.work import Watch, attempt_started
 from events.log.base import FrameCursor
 from events.projections import JobSnapshot
-from events.types import Headers, JobAccepted, Mode
+from events.types import Event, Headers, JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,15 @@ class Watched(NamedTuple):
     watch: Watch | None = None
 
 
-def acceptance(command: SubmitJob, *, at: float) -> JobAccepted:
-    """The event that the job was taken on."""
+def provider_call(command: SubmitJob, course: Course) -> ProviderCall:
+    """The call as the first target of the course gets it."""
+    return ProviderCall(command.body, command.fields, course.target.model, command.headers, course.key_name)
+
+
+def first_events(command: SubmitJob, course: Course, *, at: float) -> list[Event]:
+    """The job was taken on; and, if it has its place already, its first attempt starts: committed as one."""
     keyed = command.idempotency_key is not None
-    return JobAccepted(
+    accepted = JobAccepted(
         at=at,
         owner=command.owner,
         model=command.model,
@@ -87,6 +94,7 @@ def acceptance(command: SubmitJob, *, at: float) -> JobAccepted:
         idempotency_key=command.idempotency_key,
         body_sha256=body_digest(command.body) if keyed else None,
     )
+    return [accepted, attempt_started(course, attempt=1, at=at)] if course.begun else [accepted]
 
 
 def body_digest(body: bytes) -> str:

@@ -19,25 +19,25 @@ from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
 from actors.expiry import Expiry
 from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S, JobActor
 from actors.line import Line
-from actors.providers.base import ProviderCall
 from actors.submission import (
     Submission,
     SubmitJob,
     SupervisorLimits,
     Watched,
-    acceptance,
     body_digest,
     check_cursor,
+    first_events,
+    provider_call,
 )
 from actors.targets import Course, NoTargetError, Targets
 from actors.telemetry import Telemetry, log_job_end
-from actors.work import Watch, Work, attempt_started, is_stream
+from actors.work import Watch, Work, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, project
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
 from events.state import JobState
-from events.types import Event, JobAccepted, Mode
+from events.types import JobAccepted
 
 
 class Supervisor:
@@ -160,26 +160,25 @@ class Supervisor:
         Cancelled while the acceptance is being committed, it first finishes, so that no job is in the log
         without an actor.
         """
-        batch, once = command.mode is Mode.BATCH, not command.may_rerun
         course = self._targets.course(
-            command.model, command.fallbacks, batch=batch, patient=command.detached, once=once
+            command.model,
+            command.fallbacks,
+            mode=command.mode,
+            patient=command.detached,
+            may_retry=command.may_rerun,
         )
         job_id = str(uuid4())
         kept = command.detached or command.may_detach
         self._admit(job_id, command, course, kept=kept)
-        accepted = acceptance(command, at=self._clock.now())
         work = Work(
             course=course,
-            call=course.call(ProviderCall(command.body, command.fields, command.model, command.headers)),
+            call=provider_call(command, course),
             as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
             keeps_result=kept,
             may_detach=command.may_detach,
             begun=course.begun,
         )
-        first: list[Event] = [accepted]
-        if course.begun:
-            # So both facts are committed as one.
-            first.append(attempt_started(course, attempt=1, at=accepted.at))
+        first = first_events(command, course, at=self._clock.now())
         try:
             with trio.fail_after(COMMIT_TIMEOUT_S, shield=True) if self._log.durable else nullcontext():
                 await self._log.append(job_id, first, 0)
@@ -231,8 +230,9 @@ class Supervisor:
         Synchronous; not subject to admission, since the job was accepted long ago. Raises NoSuchModelError
         when no route leads anywhere any more.
         """
-        batch, once = snapshot.mode is Mode.BATCH, not snapshot.may_rerun
-        course = self._targets.course(snapshot.model, batch=batch, patient=True, once=once, failed=failed)
+        course = self._targets.course(
+            snapshot.model, mode=snapshot.mode, patient=True, may_retry=snapshot.may_rerun, failed=failed
+        )
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle = trio.Event()
@@ -384,9 +384,9 @@ class Supervisor:
         """
         self._draining = True
         if self._log.durable:
-            waiting_detached = [a for a in self._running.values() if a.waiting and a.snapshot.detached]
-            for waiting in waiting_detached:
-                waiting.tell(StopForShutdown(leave_unfinished=True))
+            for actor in list(self._running.values()):
+                if actor.waiting and actor.snapshot.detached:
+                    actor.tell(StopForShutdown(leave_unfinished=True))
         with trio.move_on_after(within_s):
             await self._idle.wait()
         left = list(self._running.values())

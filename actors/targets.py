@@ -21,7 +21,7 @@ from actors.providers.keys import ANY_MODEL, KeyRing
 from actors.retry import KEY_FAILURES, UNHEALTHY, Decision, RetryPolicy, Standing, decide, retry_after_s
 from actors.router import Router, Target
 from actors.telemetry import Telemetry
-from events.types import Failure, NextStep
+from events.types import Failure, Mode, NextStep
 
 DEFAULT_CONCURRENCY = 10_000
 """Jobs at work at a provider that does not say."""
@@ -83,19 +83,20 @@ class Targets:
         model: str,
         fallbacks: Sequence[str] = (),
         *,
-        batch: bool = False,
+        mode: Mode = Mode.PLAIN,
         patient: bool = False,
-        once: bool = False,
+        may_retry: bool = True,
         failed: int = 0,
     ) -> "Course":
-        """The course of a new job. Raises NoSuchModelError.
+        """The course of a job; those of batches wait behind the others. Raises NoSuchModelError.
 
-        ``batch``: it waits behind interactive jobs. ``patient``: where no target can be asked when its turn
-        has come, it waits for one, within the bounds of the retries. ``once``: nothing is tried after a
-        failure. ``failed``: attempts that failed before a restart.
+        ``patient``: where no target can be asked when its turn has come, it waits for one, within the bounds
+        of the retries. ``may_retry`` False: nothing is tried after a failure. ``failed``: attempts that
+        failed before a restart.
         """
         candidates = self._router.candidates(model, fallbacks)
-        return Course(self, candidates, batch=batch, patient=patient, once=once, failed=failed)
+        batch = mode is Mode.BATCH
+        return Course(self, candidates, batch=batch, patient=patient, may_retry=may_retry, failed=failed)
 
     def more(self, model: str, fallbacks: Iterable[str]) -> Iterator[Target]:
         """The targets of those fallbacks that lead anywhere."""
@@ -144,15 +145,19 @@ class Targets:
         """Where the target's provider gives its places."""
         return self._lines[target.provider.name]
 
+    @property
+    def any_failed(self) -> bool:
+        """Whether anything is to be known of circuits."""
+        return len(self._circuits) > 0
+
     def open_s(self, target: Target) -> float:
         """Seconds until the target may be asked; 0: now."""
-        return self._circuits.retry_in_s(target.key, trio.current_time()) if self._circuits else 0.0
+        return self._circuits.retry_in_s(target.key, trio.current_time()) if self.any_failed else 0.0
 
-    def enter(self, target: Target) -> CircuitState:
-        """See :meth:`actors.circuit.Circuits.enter`."""
-        if not self._circuits:
-            return CircuitState.CLOSED
-        return self._circuits.enter(target.key, trio.current_time())
+    def enter(self, target: Target) -> bool:
+        """See :meth:`actors.circuit.Circuits.enter`; whether it is a probe."""
+        state = self._circuits.enter(target.key, trio.current_time())
+        return state is CircuitState.HALF_OPEN
 
     def answering(self, target: Target) -> None:
         """See :meth:`actors.circuit.Circuits.answering`."""
@@ -164,7 +169,7 @@ class Targets:
 
     def succeeded(self, target: Target) -> None:
         """The target answered to the end."""
-        if self._circuits:
+        if self.any_failed:
             self._circuits.succeeded(target.key, trio.current_time())
 
     def failed(self, target: Target, key_name: str, failure: Failure, *, probe: bool) -> None:
@@ -199,7 +204,7 @@ class Course:
         "_begun_at",
         "_candidates",
         "_failed",
-        "_once",
+        "_may_retry",
         "_patient",
         "_place",
         "_probe",
@@ -217,14 +222,14 @@ class Course:
         *,
         batch: bool,
         patient: bool,
-        once: bool,
+        may_retry: bool,
         failed: int,
     ) -> None:
         self._targets = targets
         self._candidates = candidates
         self._batch = batch
         self._patient = patient
-        self._once = once
+        self._may_retry = may_retry
         self._failed = failed
         self._tries: dict[tuple[str, str], int] | None = None
         self._begun_at: float | None = None
@@ -248,16 +253,17 @@ class Course:
 
         Synchronous. Raises NoTargetError when the circuits of all targets are open.
         """
-        target = self._usable() if len(self._candidates) > 1 or self._targets.open_s(self.target) else None
-        target = target or self.target
-        if self._targets.open_s(target):
-            raise self._no_target()
+        target = self.target
+        if len(self._candidates) > 1 or self._targets.any_failed:
+            usable = self._usable()
+            if usable is None:
+                raise self._no_target()
+            self.target = target = usable
         line = self._targets.line(target)
         if line.try_enter():
             self._place = line.leave
             self._enter(target)
         else:
-            self.target = target
             self._turn = line.join(later=self._batch)
 
     def join(self) -> None:
@@ -292,7 +298,7 @@ class Course:
 
     def _enter(self, target: Target) -> None:
         self.target = target
-        self._probe = self._targets.enter(target) is CircuitState.HALF_OPEN
+        self._probe = self._targets.any_failed and self._targets.enter(target)
         self.key_name = self._targets.ring(target).pick(target.model)
         if self._begun_at is None:
             self._begun_at = trio.current_time()
@@ -359,7 +365,7 @@ class Course:
                 attempts=self._failed,
                 tries=tries,
                 elapsed_s=0.0 if self._begun_at is None else trio.current_time() - self._begun_at,
-                shown=shown or self._once,
+                shown=shown or not self._may_retry,
                 other_key=len(ring) > 1 and ring.ready(target.model),
                 same_target=not targets.open_s(target),
                 other_target=any(one is not target and not targets.open_s(one) for one in self._candidates),

@@ -32,7 +32,13 @@ class Work:
     begun: bool = False
     """The start of its first attempt was recorded together with its acceptance."""
     turn: Turn | None = None
-    """Work begins when it comes; None: at once."""
+    """Work begins when it comes; None: at once. A job with a turn has no call yet."""
+
+    def leave(self) -> None:
+        """Give back every place and turn. Idempotent."""
+        self.course.leave()
+        if self.turn is not None:
+            self.turn.leave()
 
 
 def attempt_started(course: Course, *, attempt: int, at: float) -> AttemptStarted:
@@ -94,11 +100,16 @@ def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
     return mode is not Mode.PLAIN or detached or may_detach
 
 
-async def recall(log: EventLog, snapshot: JobSnapshot, course: Course) -> ProviderCall:
-    """A job's call as it was accepted; the fallbacks it names are added to ``course``. UnknownJobError."""
+async def recall(work: Work, log: EventLog, snapshot: JobSnapshot) -> ProviderCall:
+    """The job's call as it was accepted, read once its turn has come. Raises UnknownJobError.
+
+    The fallbacks it names are added to its course.
+    """
+    if work.turn is not None:
+        await work.turn.came.wait()
     accepted = (await log.read(snapshot.job_id, 0, 1))[0].event
     if not isinstance(accepted, JobAccepted):
         raise TypeError("a job's first event is its acceptance")
     call = ProviderCall(accepted.body, orjson.loads(accepted.body), accepted.model, accepted.headers)
-    course.also(snapshot.model, own_fallbacks(call.fields))
+    work.course.also(snapshot.model, own_fallbacks(call.fields))
     return call
