@@ -214,7 +214,8 @@ class JobActor:
                 work.course, call, begin=self._begin, attempt=self._attempt, failed=self._failed
             )
         except NoTargetError as error:
-            return [JobFailed(at=self._clock.now(), failure=error.failure)]
+            # What the last attempt failed of says more, if there was one.
+            return [JobFailed(at=self._clock.now(), failure=self._snapshot.failure or error.failure)]
         finally:
             work.leave()
 

@@ -36,7 +36,7 @@ class SubmitJob:
     headers: Headers = ()
     request_id: str = ""
     may_rerun: bool = True
-    """False: rather fail than be run again after a restart."""
+    """False: rather fail than be tried again, after a failure or a restart."""
     idempotency_key: str | None = None
 
 

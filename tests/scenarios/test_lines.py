@@ -8,10 +8,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.circuit import CircuitPolicy
 from actors.errors import UpstreamConnectionError
 from actors.retry import RetryPolicy
+from events.errors import LogUnavailableError
 from events.state import JobState
-from events.types import JobFailed, Mode
+from events.types import JobAccepted, JobFailed, Mode
 from tests.support.gateway import BODY, Answer, open_fake_gateway, poll, post, request, start
 from tests.support.providers import FakeProvider
+from tests.support.scripted import Moody, says
 from tests.support.world import World, open_world
 
 ONE = {"fake": 1}
@@ -99,9 +101,6 @@ async def test_one_full_provider_holds_nobody_else_up(autojump_clock: MockClock)
 
 
 async def test_a_submit_the_log_refuses_keeps_no_place(autojump_clock: MockClock) -> None:
-    from events.errors import LogUnavailableError
-    from events.types import JobAccepted
-
     async with open_world(concurrency=ONE) as world:
         world.log.refused = (JobAccepted,)
         for _ in range(3):
@@ -132,6 +131,29 @@ async def test_whose_turn_comes_when_the_circuit_is_open(autojump_clock: MockClo
         assert await world.kinds(attached.job_id) == ["JobAccepted", "JobFailed"]
         assert first.snapshot.state is JobState.FAILED
         assert detached.snapshot.state is JobState.COMPLETED
+
+
+async def test_a_circuit_that_opens_during_a_wait_does_not_hide_the_failure(
+    autojump_clock: MockClock,
+) -> None:
+    fake = Moody(
+        moods=[("connect", says(503, retry_after="5")), ("connect", UpstreamConnectionError("gone"))]
+    )
+    async with open_world(fake, retries=RetryPolicy(), circuits=CircuitPolicy(failures=2)) as world:
+        waits, _ = await world.submit()
+        await wait_all_tasks_blocked()
+        opens, _ = await world.submit(may_rerun=False)
+        await opens.ended.wait()
+        await waits.ended.wait()
+        assert trio.current_time() == 5
+        assert waits.snapshot.failure is not None
+        assert waits.snapshot.failure.status == 503
+        assert await world.kinds(waits.job_id) == [
+            "JobAccepted",
+            "AttemptStarted",
+            "AttemptFailed",
+            "JobFailed",
+        ]
 
 
 async def test_patience_ends(autojump_clock: MockClock) -> None:
