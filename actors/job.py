@@ -229,7 +229,7 @@ class JobActor:
         self._held = ()
         if decision.next is NextStep.GIVE_UP:
             return [failed, JobFailed(at=failed.at, failure=failure, usage=usage)]
-        self._frames = 0
+        self._snapshot, self._frames = replace(self._snapshot, frames=self._frames), 0
         self._fold = MessageFold(keep_content=self._work.keeps_result)
         self._broadcast.begin(attempt + 1)
         course.leave()

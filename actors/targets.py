@@ -137,6 +137,10 @@ class Targets:
         """The keys of the target's provider."""
         return self._ring(target.provider)
 
+    def key_name(self, target: Target) -> str:
+        """The key to use now, by name; empty where there is none. A provider may have one of its own."""
+        return self.ring(target).pick(target.model) or getattr(target.provider, "key_name", "")
+
     def _ring(self, provider: Provider) -> KeyRing:
         ring = getattr(provider, "keys", None)
         return ring if isinstance(ring, KeyRing) else self._no_keys
@@ -299,7 +303,7 @@ class Course:
     def _enter(self, target: Target) -> None:
         self.target = target
         self._probe = self._targets.any_failed and self._targets.enter(target)
-        self.key_name = self._targets.ring(target).pick(target.model)
+        self.key_name = self._targets.key_name(target)
         if self._begun_at is None:
             self._begun_at = trio.current_time()
 
