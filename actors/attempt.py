@@ -1,6 +1,6 @@
 """One attempt at an upstream, plain or streamed: checks what comes, passes it on, says how it ended.
 
-Knows nothing of the log, of watchers or of retries.
+Knows nothing of the log or of watchers; :func:`to_an_answer` puts one attempt after the other.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,9 +11,15 @@ import structlog
 
 from actors.errors import ProviderError, UpstreamProtocolError, UpstreamStatusError, status_of
 from actors.providers.base import Frame, Provider, ProviderCall
+from actors.retry import Decision
+from actors.targets import Course
 from events.errors import BadFrameError
 from events.message import MessageFold
-from events.types import Usage
+from events.types import AttemptFailed, Event, Failure, JobCompleted, NextStep, Usage
+
+MAX_HELD_FRAMES = 64
+"""Frames before the content (``message_start``, pings) that are held back from watchers, so that another
+attempt can follow unnoticed."""
 
 Show = Callable[[tuple[bytes, ...]], Awaitable[None]]
 
@@ -28,8 +34,73 @@ class Answer:
     upstream_request_id: str | None = None
 
 
-async def run_plain(provider: Provider, call: ProviderCall) -> Answer:
-    """A plain call. Raises ProviderError; cancelling closes the upstream connection."""
+def completed(answer: Answer, message: bytes, *, attempt: int, at: float) -> JobCompleted:
+    """The event that an attempt brought the answer; ``message``: what is kept of it."""
+    return JobCompleted(
+        at=at,
+        attempt=attempt,
+        message=message,
+        usage=answer.usage,
+        upstream_request_id=answer.upstream_request_id,
+    )
+
+
+def attempt_failed(failure: Failure, decision: Decision, *, attempt: int, at: float) -> AttemptFailed:
+    """The event that it failed, and what follows."""
+    waits = decision.next is NextStep.RETRY
+    return AttemptFailed(
+        at=at,
+        attempt=attempt,
+        failure=failure,
+        next=decision.next,
+        retry_after_s=decision.after_s if waits else None,
+    )
+
+
+async def to_an_answer(
+    course: Course,
+    call: ProviderCall,
+    *,
+    begin: Callable[[], Awaitable[None]],
+    attempt: Callable[[ProviderCall], Awaitable[list[Event]]],
+    failed: Callable[[Failure], Awaitable[list[Event]]],
+) -> list[Event]:
+    """Attempts until one brings the answer or nothing is left to try: the events that end the job.
+
+    ``begin`` returns once an attempt may be made, and is recorded; ``failed`` records why it failed, and
+    returns once the next one may be begun, or with the events that end the job.
+    """
+    while True:
+        await begin()
+        try:
+            last = await attempt(course.call(call))
+        except ProviderError as error:
+            last = await failed(error.failure)
+            if last:
+                return last
+        else:
+            course.succeeded()
+            return last
+
+
+async def run_attempt(
+    provider: Provider,
+    call: ProviderCall,
+    *,
+    as_stream: bool,
+    fold: MessageFold,
+    keeps_content: bool,
+    show: Show,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> Answer:
+    """One attempt, plain or streamed; see :func:`run_stream`.
+
+    Raises ProviderError; cancelling closes the upstream connection.
+    """
+    if as_stream:
+        return await run_stream(
+            provider, call, fold=fold, keeps_content=keeps_content, show=show, logger=logger
+        )
     completion = await provider.complete(call)
     return Answer(completion.body, completion.usage, completion.upstream_request_id)
 

@@ -48,6 +48,13 @@ class Broadcast:
         self.cursor = FrameCursor(0, 0)
         """After the last frame published."""
         self._closed = False
+        self.watched = False
+        """Whether somebody has watched the attempt."""
+
+    def begin(self, attempt: int) -> None:
+        """The stream to watch is this attempt's, from now on."""
+        self.attempt = attempt
+        self.watched = bool(self._subscriptions)
 
     def publish(self, run: FrameRun) -> None:
         """Hand ``run``, already in the log, to every watcher that keeps up."""
@@ -67,6 +74,7 @@ class Broadcast:
             self._job_id, self._log, self, after, buffer_runs=self._buffer_runs, telemetry=self._telemetry
         )
         self._subscriptions.add(subscription)
+        self.watched = True
         self._telemetry.subscribers(1)
         if self._closed:
             subscription.end()

@@ -45,6 +45,9 @@ INTERRUPTED = Failure(500, "api_error", "interrupted by a restart of the gateway
 SHUTDOWN_FAILURE = Failure(503, "api_error", "the job was interrupted by a shutdown of the gateway")
 LEFT_FAILURE = Failure(503, "api_error", "the gateway is shutting down; the job goes on at its next start")
 """What a watcher is told; the job itself has not failed."""
+CRASH_FAILURE = Failure(500, "api_error", "the gateway failed while it ran this job")
+LOG_FAILURE = Failure(500, "api_error", "the gateway could not record this job's progress")
+UNRECORDED_FAILURE = Failure(500, "api_error", "the gateway could not record how this job ended")
 
 
 def ends_work(command: Command, *, detached: bool, watchers: int) -> bool:

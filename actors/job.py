@@ -15,29 +15,31 @@ from dataclasses import replace
 import structlog
 import trio
 
-from actors.attempt import Answer, run_plain, run_stream
+from actors.attempt import MAX_HELD_FRAMES, attempt_failed, completed, run_attempt, to_an_answer
 from actors.broadcast import Broadcast, Subscription
 from actors.clock import Clock
 from actors.commands import (
+    CRASH_FAILURE,
+    LOG_FAILURE,
+    UNRECORDED_FAILURE,
     Command,
     DetachJob,
-    Ending,
     LastWatcherLeft,
     StopForShutdown,
     ends_work,
     interruption,
     terminal_event,
 )
-from actors.errors import ProviderError
+from actors.inbox import Inbox
 from actors.providers.base import ProviderCall
-from actors.telemetry import Telemetry
-from actors.work import Watch, Work, attempt_started, recall
+from actors.targets import NoTargetError
+from actors.telemetry import Telemetry, log_attempt_failed
+from actors.work import Watch, Watchers, Work, attempt_started, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
 from events.projections import JobSnapshot, apply, fold
 from events.types import (
-    AttemptFailed,
     Event,
     Failure,
     FramesReceived,
@@ -49,18 +51,11 @@ from events.types import (
     Terminal,
 )
 
-INBOX_COMMANDS = 8
-"""Commands an inbox holds. A command that finds it full is dropped: eight others already end the job."""
-
 COMMIT_TIMEOUT_S = 5.0
 """How long a terminal event may take to be committed once the work is over or cancelled."""
 
 COMMIT_RETRY_S = 1.0
 """Pause before a detached job's end is offered to the log again."""
-
-CRASH_FAILURE = Failure(500, "api_error", "the gateway failed while it ran this job")
-LOG_FAILURE = Failure(500, "api_error", "the gateway could not record this job's progress")
-UNRECORDED_FAILURE = Failure(500, "api_error", "the gateway could not record how this job ended")
 
 
 class JobActor:
@@ -90,25 +85,26 @@ class JobActor:
         """Bound to the job and the request that made it."""
         self._on_end = on_end
         self._on_gone = on_gone
-        self._watchers = 0
-        self._unwatched = trio.Event()
+        self._watchers = Watchers(self._unwatched)
         self._frames = 0
         self._last_frames: list[FramesReceived] = []
+        self._held: tuple[bytes, ...] = ()
         self.frame_bytes = 0
         """Bytes of all frames received."""
         self._fold = MessageFold(keep_content=work.keeps_result)
-        self._ending: Ending | None = None
         self._stopping = False
         self.waiting = False
         """Whether the job still waits for its turn."""
         self._scope = trio.CancelScope()
-        self._inbox_send, self._inbox = trio.open_memory_channel[Command](INBOX_COMMANDS)
+        self._inbox = Inbox()
         self._writing = trio.Lock() if work.may_detach else nullcontext()
         self._broadcast = Broadcast(self.job_id, log, buffer_runs=buffer_runs, telemetry=telemetry)
-        # Frames of an attempt that a restart cut off are void: the stream to watch is the next attempt's.
         self._begun = work.begun
-        self._interrupted = 0 if work.begun else snapshot.attempt
-        self._broadcast.attempt = snapshot.attempt + 1 if self._interrupted else snapshot.attempt
+        earlier = 0 if work.begun else snapshot.attempt
+        # An attempt that had not failed was cut off by a restart.
+        self._interrupted = 0 if snapshot.failure else earlier
+        # Frames of an earlier process are void: the stream to watch is the next attempt's.
+        self._broadcast.begin(snapshot.attempt + bool(earlier))
         self.ended = trio.Event()
         self.terminal: Terminal | None = None
         """The terminal event, once :attr:`ended` is set; None then means: left for the next start."""
@@ -139,16 +135,10 @@ class JobActor:
 
     def watch(self) -> Watch:
         """Take a stake in the job: an attached job lives as long as somebody holds one."""
-        self._watchers += 1
-        return Watch(self._unwatch)
+        return self._watchers.watch()
 
-    def _unwatch(self) -> None:
-        self._watchers -= 1
-        if self._watchers == 0:
-            if self.ended.is_set():
-                self._unwatched.set()
-            else:
-                self.tell(LastWatcherLeft())
+    def _unwatched(self) -> None:
+        self.tell(LastWatcherLeft())
 
     def subscribe(self, after: FrameCursor | None = None) -> Subscription:
         """Watch the frames; see :meth:`actors.broadcast.Broadcast.subscribe`. Does not take a stake."""
@@ -158,12 +148,8 @@ class JobActor:
         """Put a command into the inbox; False when it means nothing to this job (any more). Never blocks."""
         if self.ended.is_set():
             return False
-        ends = ends_work(command, detached=self._snapshot.detached, watchers=self._watchers)
-        if not ends and not isinstance(command, DetachJob):
-            return False
-        try:
-            self._inbox_send.send_nowait(command)
-        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+        ends = ends_work(command, detached=self._snapshot.detached, watchers=self._watchers.count)
+        if not (ends or isinstance(command, DetachJob)) or not self._inbox.put(command):
             return False
         if ends:
             self._stopping = isinstance(command, StopForShutdown)
@@ -184,8 +170,7 @@ class JobActor:
             finally:
                 self._announce()
             if not self._snapshot.detached:
-                if self._watchers:
-                    await self._unwatched.wait()
+                await self._watchers.gone()
                 await self._on_gone(self)
         except Exception:
             # The nursery is every job's: what left it here would end them all.
@@ -197,13 +182,13 @@ class JobActor:
             with self._scope:
                 if self._work.may_detach:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._listen)
-                        last = await self._in_turn()
+                        nursery.start_soon(self._inbox.listen, self._detach)
+                        last = await self._to_an_answer()
                         nursery.cancel_scope.cancel()
                 else:
-                    last = await self._in_turn()
+                    last = await self._to_an_answer()
                 return last
-            ending = self._drain_inbox()
+            ending = self._inbox.drain()
             if ending is None:
                 raise RuntimeError("the work was cancelled without a command")  # noqa: TRY301 - a crash
             terminal = terminal_event(ending, at=self._clock.now(), usage=self._fold.usage)
@@ -215,102 +200,93 @@ class JobActor:
             self.logger.exception("job crashed", action="job.crashed")
             return [JobFailed(at=self._clock.now(), failure=CRASH_FAILURE, usage=self._fold.usage)]
 
-    async def _listen(self) -> None:
-        async for command in self._inbox:
-            if not isinstance(command, DetachJob):
-                self._ending = self._ending or command
-                continue
-            try:
-                if not self._snapshot.detached:
-                    await self._append(JobDetached(at=self._clock.now(), result_ttl_s=command.result_ttl_s))
-            finally:
-                command.done.set()
+    async def _detach(self, command: DetachJob) -> None:
+        if not self._snapshot.detached:
+            await self._append(JobDetached(at=self._clock.now(), result_ttl_s=command.result_ttl_s))
 
-    def _drain_inbox(self) -> Ending | None:
-        """Empty the inbox; the first command that ended the work, if any did."""
-        while True:
-            try:
-                command = self._inbox.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                return self._ending
-            if isinstance(command, DetachJob):
-                command.done.set()
-            else:
-                self._ending = self._ending or command
-
-    async def _in_turn(self) -> list[Event]:
-        if self._work.turn is None:
-            return await self._attempt()
-        self.waiting = True
-        async with self._work.turn:
-            self.waiting = False
-            return await self._attempt()
-
-    async def _attempt(self) -> list[Event]:
-        """One attempt at the upstream: the events that end it. Raises nothing of the provider's."""
+    async def _to_an_answer(self) -> list[Event]:
+        """The events that end the job, once its turn has come."""
         work = self._work
-        call = work.call or await recall(self._log, self.job_id, work.model)
-        if self._begun:
-            self._begun = False
-        else:
-            await self._begin()
-        attempt = self._snapshot.attempt
-        self._broadcast.attempt = attempt
-        self.logger.debug(
-            "attempt started", action="attempt.started", attempt=attempt, provider=work.provider.name
-        )
+        self.waiting = work.turn is not None
         try:
-            answer = await self._answer(call)
-        except ProviderError as error:
-            at, failure = self._clock.now(), error.failure
-            return [
-                AttemptFailed(at=at, attempt=attempt, failure=failure, next=NextStep.GIVE_UP),
-                JobFailed(at=at, failure=failure, usage=self._fold.usage),
-            ]
-        self.answer = answer.message
-        return [
-            *self._last_frames,
-            JobCompleted(
-                at=self._clock.now(),
-                attempt=attempt,
-                # Whether it is detached may still be decided while this is on its way to the log.
-                message=answer.message if work.keeps_result else b"",
-                usage=answer.usage,
-                upstream_request_id=answer.upstream_request_id,
-            ),
-        ]
+            call = work.call or await recall(work, self._log, self._snapshot)
+            return await to_an_answer(
+                work.course, call, begin=self._begin, attempt=self._attempt, failed=self._failed
+            )
+        except NoTargetError as error:
+            # What the last attempt failed of says more, if there was one.
+            return [JobFailed(at=self._clock.now(), failure=self._snapshot.failure or error.failure)]
+        finally:
+            work.leave()
 
-    async def _begin(self) -> None:
-        """Record that the next attempt starts, and that the one before was cut off if a restart did that."""
-        self._frames = 0
-        at = self._clock.now()
-        started = attempt_started(self._work, attempt=self._snapshot.attempt + 1, at=at)
-        if self._interrupted:
-            await self._append(interruption(self._interrupted, at=at), started)
-            self._interrupted = 0
-        else:
-            await self._append(started)
+    async def _failed(self, failure: Failure) -> list[Event]:
+        """Record a failed attempt and wait for the next; or the events that end the job."""
+        course, attempt, usage = self._work.course, self._snapshot.attempt, self._fold.usage
+        decision = course.failed(failure, shown=self._frames > 0 and self._broadcast.watched)
+        failed = attempt_failed(failure, decision, attempt=attempt, at=self._clock.now())
+        log_attempt_failed(self.logger, failed, course.target.provider.name)
+        # What came of this attempt is void; the stream to watch is the next one's.
+        self._held = ()
+        if decision.next is NextStep.GIVE_UP:
+            return [failed, JobFailed(at=failed.at, failure=failure, usage=usage)]
+        self._snapshot, self._frames = replace(self._snapshot, frames=self._frames), 0
+        self._fold = MessageFold(keep_content=self._work.keeps_result)
+        self._broadcast.begin(attempt + 1)
+        course.leave()
+        await self._append(failed)
+        self.waiting = True
+        await trio.sleep(decision.after_s)
+        return []
 
-    async def _answer(self, call: ProviderCall) -> Answer:
-        work = self._work
-        if not work.as_stream:
-            return await run_plain(work.provider, call)
-        return await run_stream(
-            work.provider,
+    async def _attempt(self, call: ProviderCall) -> list[Event]:
+        """One attempt at the upstream: the events that end the job. Raises ProviderError."""
+        attempt = self._snapshot.attempt
+        self._broadcast.begin(attempt)
+        provider = self._work.course.target.provider
+        self.logger.debug(
+            "attempt started", action="attempt.started", attempt=attempt, provider=provider.name
+        )
+        answer = await run_attempt(
+            provider,
             call,
+            as_stream=self._work.as_stream,
             fold=self._fold,
-            keeps_content=work.keeps_result,
+            keeps_content=self._work.keeps_result,
             show=self._show,
             logger=self.logger,
         )
+        self.answer = answer.message
+        # Whether it is detached may still be decided while this is on its way to the log.
+        message = answer.message if self._work.keeps_result else b""
+        return [*self._last_frames, completed(answer, message, attempt=attempt, at=self._clock.now())]
+
+    async def _begin(self) -> None:
+        """Wait for a place, and record that the next attempt starts, unless both came with the acceptance.
+
+        If a restart cut the one before off, that is recorded, too.
+        """
+        if self._begun:
+            self._begun = False
+            return
+        self.waiting = True
+        await self._work.course.begin()
+        self.waiting = False
+        at = self._clock.now()
+        started = attempt_started(self._work.course, attempt=self._snapshot.attempt + 1, at=at)
+        cut_off = [interruption(self._interrupted, at=at)] if self._interrupted else []
+        self._interrupted = 0
+        await self._append(*cut_off, started)
 
     async def _show(self, frames: tuple[bytes, ...]) -> None:
         """Log a run of frames, then broadcast it: in this order, see :mod:`actors.broadcast`."""
         attempt = self._snapshot.attempt
         now = self._clock.now()
         if self._frames == 0:
-            delay_s = now - (self._snapshot.started_at or now)
-            self._telemetry.first_frame(self._snapshot.mode, self._work.provider.name, delay_s)
+            if not self._fold.content_started and len(self._held) < MAX_HELD_FRAMES:
+                self._held += frames
+                return
+            frames, self._held = self._held + frames, ()
+            self._first_frame(now)
         first = self._frames + 1
         if self._fold.finished and self._work.keeps_result:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
@@ -323,10 +299,35 @@ class JobActor:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         self._publish(FrameRun(attempt, first, frames))
 
+    def _first_frame(self, now: float) -> None:
+        self._work.course.answering()
+        delay_s = now - (self._snapshot.started_at or now)
+        self._telemetry.first_frame(self._snapshot.mode, self._work.course.target.provider.name, delay_s)
+
+    async def reveal(self) -> None:
+        """Show what is held back, since somebody has waited for long enough; no other attempt follows then.
+
+        Cancelled, it first finishes. Raises LogUnavailableError.
+        """
+        if not self._held:
+            return
+        frames, self._held = self._held, ()
+        # What comes from now on is numbered after them, and counts as shown.
+        self._frames = len(frames)
+        # From here on two tasks write: this one, and the actor's own.
+        self._writing = self._writing if self._work.may_detach else trio.Lock()
+        now = self._clock.now()
+        with trio.fail_after(COMMIT_TIMEOUT_S, shield=True):
+            async with self._writing:
+                attempt = self._snapshot.attempt
+                self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
+                self._first_frame(now)
+                self._publish(FrameRun(attempt, 1, frames))
+
     def _publish(self, run: FrameRun) -> None:
         self._frames = run.last
         self.frame_bytes += sum(map(len, run.frames))
-        self._telemetry.frames(self._work.provider.name, len(run.frames))
+        self._telemetry.frames(self._work.course.target.provider.name, len(run.frames))
         self._broadcast.publish(run)
 
     async def _append(self, *events: Event) -> None:
@@ -351,6 +352,7 @@ class JobActor:
         (the next start then finds the job unfinished).
         """
         tries = 0
+        self._held = ()
         while last:
             # Lifetimes count from the moment that is recorded, which a full disk may put off.
             last = [replace(event, at=self._clock.now()) for event in last] if tries else last
@@ -395,9 +397,8 @@ class JobActor:
 
     def _announce(self) -> None:
         """Tell everyone: supervisor, waiters, watchers, in this order. Synchronous."""
-        self._drain_inbox()
-        self._inbox_send.close()
         self._inbox.close()
         self._on_end(self)
+        self._watchers.end()
         self.ended.set()
         self._broadcast.close()

@@ -37,15 +37,44 @@ class Verdict(Enum):
     OUT_OF_ATTEMPTS = auto()
 
 
-def verdict_on(snapshot: JobSnapshot, *, max_attempts: int) -> Verdict:
-    """The decision, pure. A job that had no attempt yet costs nobody twice, and always runs."""
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What became of a job's attempts so far."""
+
+    cut_off: int
+    """By restarts, this one included."""
+    failed: int
+    """By themselves."""
+
+
+async def attempts_of(log: EventLog, snapshot: JobSnapshot) -> Attempts:
+    """Count them. The events are read only where the snapshot does not tell."""
+    failed_last = snapshot.failure is not None
+    if snapshot.attempt <= 1:
+        return Attempts(0, snapshot.attempt) if failed_last else Attempts(snapshot.attempt, 0)
+    failed = after = 0
+    while events := await log.read(snapshot.job_id, after):
+        failed += sum(
+            isinstance(stored.event, AttemptFailed) and stored.event.failure != INTERRUPTED
+            for stored in events
+        )
+        after = events[-1].seq
+    return Attempts(snapshot.attempt - failed, failed)
+
+
+def verdict_on(snapshot: JobSnapshot, *, max_attempts: int, cut_off: int | None = None) -> Verdict:
+    """The decision, pure. A job that had no attempt yet costs nobody twice, and always runs.
+
+    ``cut_off``: attempts that a restart cut off; None: all of them. Those that failed by themselves are
+    bounded elsewhere (:mod:`actors.retry`).
+    """
     if not snapshot.detached:
         return Verdict.INTERRUPTED
     if snapshot.attempt == 0:
         return Verdict.RESUME
     if not snapshot.may_rerun:
         return Verdict.RERUN_REFUSED
-    if snapshot.attempt >= max_attempts:
+    if (snapshot.attempt if cut_off is None else cut_off) >= max_attempts:
         return Verdict.OUT_OF_ATTEMPTS
     return Verdict.RESUME
 
@@ -74,10 +103,11 @@ async def recover(
     resumed = 0
     endings: list[tuple[JobSnapshot, Failure]] = []
     for snapshot in await log.unfinished():
-        match verdict_on(snapshot, max_attempts=max_attempts):
+        attempts = await attempts_of(log, snapshot)
+        match verdict_on(snapshot, max_attempts=max_attempts, cut_off=attempts.cut_off):
             case Verdict.RESUME:
                 try:
-                    supervisor.resume(snapshot)
+                    supervisor.resume(snapshot, failed=attempts.failed)
                     resumed += 1
                 except NoSuchModelError as error:
                     endings.append((snapshot, error.failure))
@@ -86,7 +116,8 @@ async def recover(
             case Verdict.RERUN_REFUSED:
                 endings.append((snapshot, RERUN_REFUSED))
             case Verdict.OUT_OF_ATTEMPTS:
-                text = f"interrupted by a restart in each of its {snapshot.attempt} attempts"
+                each = "each" if attempts.failed == 0 else f"{attempts.cut_off}"
+                text = f"interrupted by a restart in {each} of its {snapshot.attempt} attempts"
                 endings.append((snapshot, Failure(500, "api_error", text)))
     for start in range(0, len(endings), ENDINGS_AT_ONCE):
         async with trio.open_nursery() as nursery:
@@ -100,7 +131,7 @@ async def recover(
 
 async def _end(log: EventLog, snapshot: JobSnapshot, failure: Failure, at: float) -> None:
     events: list[Event] = [JobFailed(at=at, failure=failure)]
-    if snapshot.attempt:
+    if snapshot.attempt and snapshot.failure is None:
         events.insert(
             0,
             AttemptFailed(at=at, attempt=snapshot.attempt, failure=INTERRUPTED, next=NextStep.GIVE_UP),

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from actors.broadcast import Subscription
 from actors.errors import JobConflictError
 from actors.job import JobActor
-from actors.work import Watch
+from actors.providers.base import ProviderCall
+from actors.targets import Course
+from actors.work import Watch, attempt_started
 from events.log.base import FrameCursor
 from events.projections import JobSnapshot
 from events.state import JobState
-from events.types import Headers, Mode
+from events.types import Event, Headers, JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +30,14 @@ class SubmitJob:
     mode: Mode
     detached: bool
     result_ttl_s: float
+    fallbacks: tuple[str, ...] = ()
+    """Models to try after it."""
     may_detach: bool = False
     """``Prefer: wait``: it may be cut loose later."""
     headers: Headers = ()
     request_id: str = ""
     may_rerun: bool = True
-    """False: rather fail than be run again after a restart."""
+    """False: rather fail than be tried again, after a failure or a restart."""
     idempotency_key: str | None = None
 
 
@@ -69,6 +73,31 @@ class Watched(NamedTuple):
     """None: the job has ended."""
     snapshot: JobSnapshot
     watch: Watch | None = None
+
+
+def provider_call(command: SubmitJob, course: Course) -> ProviderCall:
+    """The call as the first target of the course gets it."""
+    return ProviderCall(command.body, command.fields, course.target.model, command.headers, course.key_name)
+
+
+def first_events(command: SubmitJob, course: Course, *, at: float) -> list[Event]:
+    """The job was taken on; and, if it has its place already, its first attempt starts: committed as one."""
+    keyed = command.idempotency_key is not None
+    accepted = JobAccepted(
+        at=at,
+        owner=command.owner,
+        model=command.model,
+        mode=command.mode,
+        body=command.body,
+        detached=command.detached,
+        result_ttl_s=command.result_ttl_s,
+        headers=command.headers,
+        request_id=command.request_id,
+        may_rerun=command.may_rerun,
+        idempotency_key=command.idempotency_key,
+        body_sha256=body_digest(command.body) if keyed else None,
+    )
+    return [accepted, attempt_started(course, attempt=1, at=at)] if course.begun else [accepted]
 
 
 def body_digest(body: bytes) -> str:

@@ -17,8 +17,7 @@ from actors.commands import CancelJob, StopForShutdown
 from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
 from actors.expiry import Expiry
 from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S, JobActor
-from actors.providers.base import ProviderCall
-from actors.router import Router
+from actors.line import Line
 from actors.submission import (
     Submission,
     SubmitJob,
@@ -26,12 +25,15 @@ from actors.submission import (
     Watched,
     body_digest,
     check_cursor,
+    first_events,
+    provider_call,
 )
+from actors.targets import Course, NoTargetError, Targets
 from actors.telemetry import Telemetry, log_job_end
-from actors.work import Line, Watch, Work, attempt_started, is_stream
+from actors.work import Watch, Work, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
-from events.projections import JobSnapshot, fold
+from events.projections import JobSnapshot, project
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
 from events.state import JobState
 from events.types import JobAccepted
@@ -47,7 +49,7 @@ class Supervisor:
         log: EventLog,
         snapshots: SnapshotStore,
         expiry: Expiry,
-        router: Router,
+        targets: Targets,
         clock: Clock,
         telemetry: Telemetry,
         logger: structlog.typing.FilteringBoundLogger,
@@ -57,7 +59,7 @@ class Supervisor:
         self._log = log
         self._snapshots = snapshots
         self._expiry = expiry
-        self._router = router
+        self._targets = targets
         self._clock = clock
         self._telemetry = telemetry
         self._logger = logger
@@ -165,52 +167,42 @@ class Supervisor:
         Cancelled while the acceptance is being committed, it first finishes, so that no job is in the log
         without an actor.
         """
-        target = self._router.resolve(command.model)
+        course = self._targets.course(
+            command.model,
+            command.fallbacks,
+            mode=command.mode,
+            patient=command.detached,
+            may_retry=command.may_rerun,
+        )
         job_id = str(uuid4())
         kept = command.detached or command.may_detach
-        self._admit(job_id, command, kept=kept)
-        accepted = JobAccepted(
-            at=self._clock.now(),
-            owner=command.owner,
-            model=command.model,
-            mode=command.mode,
-            body=command.body,
-            detached=command.detached,
-            result_ttl_s=command.result_ttl_s,
-            headers=command.headers,
-            request_id=command.request_id,
-            may_rerun=command.may_rerun,
-            idempotency_key=command.idempotency_key,
-            body_sha256=body_digest(command.body) if command.idempotency_key is not None else None,
-        )
+        self._admit(job_id, command, course, kept=kept)
         work = Work(
-            provider=target.provider,
-            model=target.model,
-            call=ProviderCall(command.body, command.fields, target.model, command.headers),
+            course=course,
+            call=provider_call(command, course),
             as_stream=is_stream(command.mode, detached=command.detached, may_detach=command.may_detach),
             keeps_result=kept,
             may_detach=command.may_detach,
-            begun=True,
+            begun=course.begun,
         )
-        # It is begun at once, so both facts are committed as one.
-        started = attempt_started(work, attempt=1, at=accepted.at)
+        first = first_events(command, course, at=self._clock.now())
         try:
             if self._log.durable:
                 deadline = trio.current_time() + COMMIT_TIMEOUT_S
                 with trio.CancelScope(deadline=deadline, shield=True) as committing:
-                    await self._log.append(job_id, [accepted, started], 0, deferred=not kept)
+                    await self._log.append(job_id, first, 0, deferred=not kept)
                 if committing.cancelled_caught:
                     raise trio.TooSlowError  # noqa: TRY301 - what follows is the same as for a refusal
             else:
-                await self._log.append(job_id, [accepted, started], 0)
+                await self._log.append(job_id, first, 0)
         except BaseException as error:
+            course.leave()
             self._snapshots.release(job_id)
             self._dismiss()
             if isinstance(error, trio.TooSlowError):
                 self._nursery.start_soon(self._disown, job_id)
             raise
-        snapshot = fold(None, job_id, (accepted, started))
-        actor = self._start(snapshot, work, body_bytes=len(command.body))
+        actor = self._start(project(job_id, first), work, body_bytes=len(command.body))
         self._telemetry.job_accepted(command.mode)
         actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         return actor, actor.watch()
@@ -244,23 +236,26 @@ class Supervisor:
         snapshot = await self.result(job_id, command.owner)
         return Submission(snapshot, None, None, snapshot.state)
 
-    def resume(self, snapshot: JobSnapshot) -> JobActor:
+    def resume(self, snapshot: JobSnapshot, *, failed: int = 0) -> JobActor:
         """Start the next attempt of a job that an earlier process left; its turn comes in this order.
+
+        ``failed``: its attempts that failed by themselves.
 
         Synchronous; not subject to admission, since the job was accepted long ago. Raises NoSuchModelError
         when no route leads anywhere any more.
         """
-        target = self._router.resolve(snapshot.model)
+        course = self._targets.course(
+            snapshot.model, mode=snapshot.mode, patient=True, may_retry=snapshot.may_rerun, failed=failed
+        )
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle = trio.Event()
         work = Work(
-            provider=target.provider,
-            model=target.model,
+            course=course,
             call=None,
             as_stream=True,
             keeps_result=True,
-            turn=self._resumed.join(),
+            turn=self._resumed.join(then=course.join),
         )
         return self._start(snapshot, work, body_bytes=0)
 
@@ -281,7 +276,7 @@ class Supervisor:
         self._nursery.start_soon(actor.run)
         return actor
 
-    def _admit(self, job_id: str, command: SubmitJob, *, kept: bool) -> None:
+    def _admit(self, job_id: str, command: SubmitJob, course: Course, *, kept: bool) -> None:
         if self._draining:
             raise OverloadedError("the gateway is shutting down; try again", retry_after_s=5)
         if self._in_flight >= self._limits.max_in_flight:
@@ -293,6 +288,11 @@ class Supervisor:
                 raise OverloadedError(
                     "too many results are kept; try again later", retry_after_s=30
                 ) from None
+        try:
+            course.begin_now()
+        except NoTargetError:
+            self._snapshots.release(job_id)
+            raise
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle = trio.Event()
@@ -398,8 +398,9 @@ class Supervisor:
         """
         self._draining = True
         if self._log.durable:
-            for waiting in [actor for actor in self._running.values() if actor.waiting]:
-                waiting.tell(StopForShutdown(leave_unfinished=True))
+            for actor in list(self._running.values()):
+                if actor.waiting and actor.snapshot.detached:
+                    actor.tell(StopForShutdown(leave_unfinished=True))
         with trio.move_on_after(within_s):
             await self._idle.wait()
         left = list(self._running.values())

@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from events.projections import JobSnapshot
 from events.state import JobState
-from events.types import Mode, Usage
+from events.types import AttemptFailed, Mode, NextStep, Usage
 
 
 class Telemetry(Protocol):
@@ -39,6 +39,14 @@ class Telemetry(Protocol):
         """A watcher fell behind its buffer and reads from the log now."""
         ...
 
+    def attempt_failed(self, provider: str, next_step: NextStep) -> None:
+        """An attempt at a provider failed, and this follows."""
+        ...
+
+    def circuit_opened(self, provider: str) -> None:
+        """One of a provider's targets is left alone for a while."""
+        ...
+
 
 class NullTelemetry:
     """Records nothing."""
@@ -60,6 +68,26 @@ class NullTelemetry:
 
     def lagged(self) -> None:
         """See :meth:`Telemetry.lagged`."""
+
+    def attempt_failed(self, provider: str, next_step: NextStep) -> None:
+        """See :meth:`Telemetry.attempt_failed`."""
+
+    def circuit_opened(self, provider: str) -> None:
+        """See :meth:`Telemetry.circuit_opened`."""
+
+
+def log_attempt_failed(logger: FilteringBoundLogger, event: AttemptFailed, provider: str) -> None:
+    """The log line that tells why an attempt failed, and what follows."""
+    logger.info(
+        "attempt failed",
+        action="attempt.failed",
+        attempt=event.attempt,
+        provider=provider,
+        status=event.failure.status,
+        error=event.failure.message,
+        next=event.next.value,
+        retry_after_s=event.retry_after_s,
+    )
 
 
 def log_job_end(

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import orjson
 import trio
 
-from actors.providers.base import Provider, ProviderCall
+from actors.line import Turn
+from actors.providers.base import ProviderCall
+from actors.providers.fallbacks import own_fallbacks
+from actors.targets import Course
 from events.log.base import EventLog
+from events.projections import JobSnapshot
 from events.types import AttemptStarted, JobAccepted, Mode
 
 
@@ -15,9 +19,8 @@ from events.types import AttemptStarted, JobAccepted, Mode
 class Work:
     """One job's work."""
 
-    provider: Provider
-    model: str
-    """The provider's name for the model."""
+    course: Course
+    """Where its attempts go."""
     call: ProviderCall | None
     """None: read back from the log when its turn comes (a job taken up after a restart)."""
     as_stream: bool
@@ -28,64 +31,22 @@ class Work:
     """A DetachJob may come: the actor also listens to its inbox while it works."""
     begun: bool = False
     """The start of its first attempt was recorded together with its acceptance."""
-    turn: "Turn | None" = None
-    """Work begins when it comes; None: at once."""
+    turn: Turn | None = None
+    """Work begins when it comes; None: at once. A job with a turn has no call yet."""
+
+    def leave(self) -> None:
+        """Give back every place and turn. Idempotent."""
+        self.course.leave()
+        if self.turn is not None:
+            self.turn.leave()
 
 
-def attempt_started(work: Work, *, attempt: int, at: float) -> AttemptStarted:
+def attempt_started(course: Course, *, attempt: int, at: float) -> AttemptStarted:
     """The event that says so."""
+    provider, model = course.target.key
     return AttemptStarted(
-        at=at,
-        attempt=attempt,
-        provider=work.provider.name,
-        upstream_model=work.model,
-        key_name=getattr(work.provider, "key_name", ""),
+        at=at, attempt=attempt, provider=provider, upstream_model=model, key_name=course.key_name
     )
-
-
-class Line:
-    """Lets so many work at once, in the order in which they joined, whatever order their tasks run in."""
-
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._waiting: dict[Turn, None] = {}
-
-    def join(self) -> "Turn":
-        """The last turn in line. Synchronous. Whoever joins enters it, if only to be cancelled."""
-        turn = Turn(self._leave)
-        self._waiting[turn] = None
-        self._call()
-        return turn
-
-    def _call(self) -> None:
-        while self._free and self._waiting:
-            turn = next(iter(self._waiting))
-            del self._waiting[turn]
-            self._free -= 1
-            turn.came.set()
-
-    def _leave(self, turn: "Turn") -> None:
-        self._waiting.pop(turn, None)
-        self._free += turn.came.is_set()
-        self._call()
-
-
-class Turn:
-    """A place in a :class:`Line`: entered once it has come, left when the work is over or cancelled."""
-
-    def __init__(self, leave: "Callable[[Turn], None]") -> None:
-        self._leave = leave
-        self.came = trio.Event()
-
-    async def __aenter__(self) -> None:
-        try:
-            await self.came.wait()
-        except BaseException:
-            self._leave(self)
-            raise
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._leave(self)
 
 
 class Watch:
@@ -104,14 +65,56 @@ class Watch:
             self._unwatch()
 
 
+class Watchers:
+    """Who has a stake in a job."""
+
+    __slots__ = ("_gone", "_last_left", "count")
+
+    def __init__(self, last_left: Callable[[], None]) -> None:
+        """``last_left`` is called whenever nobody is left, until the job has ended."""
+        self._last_left: Callable[[], None] | None = last_left
+        self._gone: trio.Event | None = None
+        self.count = 0
+
+    def watch(self) -> Watch:
+        """One more."""
+        self.count += 1
+        return Watch(self._left)
+
+    def _left(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            if self._gone is not None:
+                self._gone.set()
+            if self._last_left is not None:
+                self._last_left()
+
+    def end(self) -> None:
+        """The job has ended. It and its watchers no longer refer to each other."""
+        self._last_left = None
+
+    async def gone(self) -> None:
+        """Wait until nobody is left."""
+        if self.count:
+            self._gone = trio.Event()
+            await self._gone.wait()
+
+
 def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
     """Whether a job's upstream is run as a stream: all but plain attached ones are."""
     return mode is not Mode.PLAIN or detached or may_detach
 
 
-async def recall(log: EventLog, job_id: str, model: str) -> ProviderCall:
-    """A job's call as it was accepted, for the provider's ``model``. Raises UnknownJobError."""
-    accepted = (await log.read(job_id, 0, 1))[0].event
+async def recall(work: Work, log: EventLog, snapshot: JobSnapshot) -> ProviderCall:
+    """The job's call as it was accepted, read once its turn has come. Raises UnknownJobError.
+
+    The fallbacks it names are added to its course.
+    """
+    if work.turn is not None:
+        await work.turn.came.wait()
+    accepted = (await log.read(snapshot.job_id, 0, 1))[0].event
     if not isinstance(accepted, JobAccepted):
         raise TypeError("a job's first event is its acceptance")
-    return ProviderCall(accepted.body, orjson.loads(accepted.body), model, accepted.headers)
+    call = ProviderCall(accepted.body, orjson.loads(accepted.body), accepted.model, accepted.headers)
+    work.course.also(snapshot.model, own_fallbacks(call.fields))
+    return call

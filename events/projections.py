@@ -50,7 +50,7 @@ class JobSnapshot:
     """How many frames the newest attempt has received."""
     usage: Usage = field(default_factory=dict)
     failure: Failure | None = None
-    """Why it failed, or was cancelled; while it runs, why the last attempt failed."""
+    """Why it failed, or was cancelled; before that, why the last attempt failed, until another begins."""
     message: bytes = b""
     """The Message of a completed job that keeps its result."""
     request_id: str = ""
@@ -124,7 +124,7 @@ def _changes(now: Mapping[str, Any], event: _Later) -> dict[str, Any]:
             return {"frames": event.last}
         case AttemptStarted():
             started_at = event.at if now["started_at"] is None else now["started_at"]
-            return {"attempt": event.attempt, "frames": 0, "started_at": started_at}
+            return {"attempt": event.attempt, "frames": 0, "started_at": started_at, "failure": None}
         case AttemptFailed():
             return {"failure": event.failure}
         case JobDetached():

@@ -70,7 +70,7 @@ class JobAccepted:
     """``anthropic-*`` headers, forwarded upstream. Never a credential."""
     request_id: str = ""
     may_rerun: bool = True
-    """False (``x-bf-async-retry: never``): rather fail than be run again after a restart."""
+    """False (``x-bf-async-retry: never``): rather fail than be tried again, after a failure or a restart."""
     idempotency_key: str | None = None
     body_sha256: str | None = None
     """Hex digest of the body, where there is an idempotency key: it outlives the body."""

@@ -11,20 +11,24 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 
 import click
 import structlog
 import trio
 from hypercorn.config import Config
 
+from actors.circuit import CircuitPolicy
 from actors.clock import Clock
 from actors.expiry import Expiry, purge_history
 from actors.providers.base import Provider
 from actors.providers.registry import open_providers
 from actors.recovery import recover
-from actors.router import Route, Router
+from actors.retry import RetryPolicy
+from actors.router import Route, Router, RouteTarget
 from actors.submission import SupervisorLimits
 from actors.supervisor import Supervisor
+from actors.targets import Targets
 from events.log.base import EventLog
 from events.log.memory import MemoryLog
 from events.log.sqlite import open_sqlite_log
@@ -39,7 +43,7 @@ from service.memory import BurstMemory
 from service.metrics import Metrics
 from service.server import Server, listen
 from service.settings import Settings
-from service.settings_sections import sqlite_path
+from service.settings_sections import RouteSettings, sqlite_path
 
 FLUSH_GRACE_S = 1.0
 """Time beyond the drain deadline for last bytes (terminal events, error frames) to reach their readers."""
@@ -69,15 +73,17 @@ async def open_gateway(
     *,
     providers: Mapping[str, Provider] | None = None,
     logger: structlog.typing.FilteringBoundLogger | None = None,
+    random: Random | None = None,
 ) -> AsyncIterator[Gateway]:
     """Run the whole daemon inside the caller's trio program, on the caller's clock.
 
     On leaving normally it drains: new jobs are refused, running ones get ``jobs.drain_s``, what is left is
     recorded, connections are closed. When the body raises or is cancelled, everything is cancelled at once.
-    ``providers`` replaces the configured ones (scenarios bring their own). Raises OSError when it cannot
-    listen.
+    ``providers`` replaces the configured ones (scenarios bring their own); ``random`` draws among targets and
+    keys, and spreads the backoff. Raises OSError when it cannot listen.
     """
     logger = logger or make_logger(settings.logging, sys.stderr)
+    random = random or Random()  # noqa: S311 - it shares out load, it keeps no secret
     sockets = listen(
         settings.server.host,
         settings.server.port,
@@ -90,10 +96,12 @@ async def open_gateway(
             listening.enter_context(closing(sock))
         async with (
             _event_log(settings) as log,
-            _providers(settings, providers, logger) as named,
+            _providers(settings, providers, logger, random) as named,
             trio.open_nursery() as actors,
         ):
-            dependencies = _assemble(settings, log=log, providers=named, actors=actors, logger=logger)
+            dependencies = _assemble(
+                settings, log=log, providers=named, actors=actors, logger=logger, random=random
+            )
             app = create_app(dependencies)
             config = _hypercorn_config(settings, logger)
             server = Server(app, config, sockets, direct_app=app, logger=logger)
@@ -134,11 +142,12 @@ async def _providers(
     settings: Settings,
     given: Mapping[str, Provider] | None,
     logger: structlog.typing.FilteringBoundLogger,
+    random: Random,
 ) -> AsyncIterator[Mapping[str, Provider]]:
     if given is not None:
         yield given
         return
-    async with open_providers(settings.providers, log=logger) as configured:
+    async with open_providers(settings.providers, log=logger, random=random) as configured:
         yield configured
 
 
@@ -149,9 +158,21 @@ def _assemble(
     providers: Mapping[str, Provider],
     actors: trio.Nursery,
     logger: structlog.typing.FilteringBoundLogger,
+    random: Random,
 ) -> Dependencies:
     clock = Clock()
     metrics = Metrics(tuple(providers))
+    router = Router([_route(route) for route in settings.routes], providers, random=random)
+    targets = Targets(
+        router=router,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        retries=RetryPolicy(**settings.retries.model_dump()),
+        circuits=CircuitPolicy(**settings.circuits.model_dump()),
+        concurrency={provider.name: provider.max_concurrency for provider in settings.providers},
+        random=random,
+    )
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
     memory = BurstMemory(quiet=lambda: len(snapshots) == 0)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
@@ -161,14 +182,12 @@ def _assemble(
         actors.start_soon(purge)
     heartbeat = Heartbeat(settings.jobs.heartbeat_s)
     actors.start_soon(heartbeat.run)
-    routes = [Route(route.model, route.provider, route.rename) for route in settings.routes]
-    router = Router(routes, providers)
     supervisor = Supervisor(
         nursery=actors,
         log=log,
         snapshots=snapshots,
         expiry=expiry,
-        router=router,
+        targets=targets,
         clock=clock,
         telemetry=metrics,
         logger=logger,
@@ -181,10 +200,12 @@ def _assemble(
         ),
     )
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
+    metrics.watch_targets(targets)
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
         router=router,
+        targets=targets,
         log=log,
         authenticator=Authenticator.of(settings),
         metrics=metrics,
@@ -193,6 +214,11 @@ def _assemble(
         started_at=clock.now(),
         logger=logger,
     )
+
+
+def _route(route: RouteSettings) -> Route:
+    tried = [RouteTarget(target.provider, target.rename, target.weight) for target in route.tried]
+    return Route(route.model, targets=tuple(tried), fallbacks=route.fallbacks)
 
 
 def _hypercorn_config(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Config:
@@ -234,11 +260,20 @@ def banner(settings: Settings, gateway: Gateway) -> str:
     lines = [f"messagesd listens on {', '.join(gateway.urls)}"]
     lines += [f"  note: {notice}" for notice in settings.notices]
     lines += [f"  provider {provider.name} ({provider.kind})" for provider in settings.providers]
-    for route in settings.routes:
-        renamed = f" as {route.rename}" if route.rename else ""
-        lines.append(f"  route {route.model} -> {route.provider}{renamed}")
+    lines += [f"  route {route.model} -> {_destination(route)}" for route in settings.routes]
     durable = "" if gateway.log.durable else " (nothing outlives the process)"
     lines.append(f"  log {settings.log.url}{durable}")
     anonymous = gateway.dependencies.authenticator.anonymous_allowed
     lines.append(f"  anonymous calls are {'allowed' if anonymous else 'refused'}; keys: {len(settings.keys)}")
     return "\n".join(lines)
+
+
+def _destination(route: RouteSettings) -> str:
+    """Where a route leads, for people: ``a as m (weight 3), b, then c/m``."""
+    tried = [
+        target.provider
+        + (f" as {target.rename}" if target.rename else "")
+        + (f" (weight {target.weight:g})" if target.weight else "")
+        for target in route.tried
+    ]
+    return ", then ".join([", ".join(tried), *route.fallbacks])

@@ -4,13 +4,18 @@ Labels are bounded: modes, states, providers and routes come from the code and t
 and model names are never labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter as TallyCounter
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
+from actors.circuit import CircuitState
+from actors.targets import Targets
 from events.state import JobState
-from events.types import Mode, Usage
+from events.types import Mode, NextStep, Usage
 
 # The exposition format every Prometheus reads: https://prometheus.io/docs/instrumenting/exposition_formats/
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,6 +51,10 @@ class Metrics:
         self._frames = self._counter("frames", "Frames received from upstream.", "provider")
         self._tokens = self._counter("tokens", "Tokens of ended jobs.", "direction")
         self._lagging = self._counter("lagging", "Watchers that fell behind and read from the log.")
+        self._attempts_failed = self._counter(
+            "attempts_failed", "Attempts at an upstream that failed, by what followed.", "provider", "next"
+        )
+        self._circuits_opened = self._counter("circuits_opened", "Circuits that opened.", "provider")
         self._first_frame = Histogram(
             "messagesd_time_to_first_frame_seconds",
             "From a job being accepted to its first frame.",
@@ -74,6 +83,10 @@ class Metrics:
         self._accepted_children = {mode: self._accepted.labels(mode.value) for mode in Mode}
         self._duration_children = {mode: self._duration.labels(mode.value) for mode in Mode}
         self._token_children = {name: self._tokens.labels(label) for name, label in _TOKEN_FIELDS.items()}
+        for name in providers:
+            self._circuits_opened.labels(name)
+            for step in NextStep:
+                self._attempts_failed.labels(name, step.value)
         self._job_children = {
             (mode, state): self._jobs.labels(mode.value, state.value)
             for mode in Mode
@@ -90,6 +103,10 @@ class Metrics:
         """Read these two, which others count, whenever the metrics are rendered."""
         self._in_flight.set_function(in_flight)
         self._snapshot_bytes.set_function(snapshot_bytes)
+
+    def watch_targets(self, targets: Targets) -> None:
+        """Read where providers and circuits stand whenever the metrics are rendered."""
+        self.registry.register(_TargetsCollector(targets))
 
     def http_request(self, method: str, route: str | None, status: int) -> None:
         """A request was answered. ``route`` is the template (``/v1/jobs/<job_id>``), None if none matched."""
@@ -154,6 +171,47 @@ class Metrics:
         """A watcher fell behind its buffer and reads from the log now."""
         self._lagging.inc()
 
+    def attempt_failed(self, provider: str, next_step: NextStep) -> None:
+        """An attempt at a provider failed, and this follows."""
+        self._attempts_failed.labels(provider, next_step.value).inc()
+
+    def circuit_opened(self, provider: str) -> None:
+        """One of a provider's targets is left alone for a while."""
+        self._circuits_opened.labels(provider).inc()
+
     def render(self) -> tuple[bytes, str]:
         """The text exposition of every metric, and its content type."""
         return generate_latest(self.registry), TEXT_FORMAT
+
+
+class _TargetsCollector(Collector):
+    """Gauges by provider, read when asked for."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One sample a provider (and state) each."""
+        reports = self._targets.providers()
+        numbers = {
+            "provider_working": ("Jobs at work at a provider.", [r.working for r in reports]),
+            "provider_waiting": ("Jobs that wait for a place at a provider.", [r.waiting for r in reports]),
+            "provider_cooling_keys": ("Keys left alone for a while.", [r.cooling_keys for r in reports]),
+            "provider_down": (
+                "1: no target of the provider can be asked, as far as is known.",
+                [int(r.down) for r in reports],
+            ),
+        }
+        for name, (text, values) in numbers.items():
+            family = GaugeMetricFamily(f"messagesd_{name}", text, labels=["provider"])
+            for report, value in zip(reports, values, strict=True):
+                family.add_metric([report.provider], value)
+            yield family
+        counts = TallyCounter((one.provider, one.state) for one in self._targets.circuits())
+        family = GaugeMetricFamily(
+            "messagesd_circuits", "Targets whose circuit is not closed.", labels=["provider", "state"]
+        )
+        for report in reports:
+            for state in (CircuitState.OPEN, CircuitState.HALF_OPEN):
+                family.add_metric([report.provider, state.value], counts[report.provider, state])
+        yield family

@@ -31,6 +31,14 @@ class _Answer(BaseModel):
 class CreateMessage(MessagesBody):
     """What `POST /v1/messages` of the Anthropic API takes. Fields not named here are passed on."""
 
+    fallbacks: Annotated[
+        list[Any] | str | None,
+        Field(
+            description="Strings other than `default` are models that the gateway tries when this one fails, "
+            "at most 8; they are not passed on. Anything else is for the upstream."
+        ),
+    ] = None
+
 
 class CountTokens(CountTokensBody):
     """What `POST /v1/messages/count_tokens` of the Anthropic API takes. `max_tokens` may be missing."""
@@ -198,12 +206,23 @@ class Health(_Answer):
     status: Literal["ok"]
 
 
-class Readiness(_Answer):
-    """Whether the daemon takes work."""
+class OpenCircuit(_Answer):
+    """A target that is left alone because it kept failing."""
 
-    status: Literal["ready", "not ready"]
+    provider: str
+    model: str
+    state: Literal["open", "half_open"]
+    retry_in_s: Annotated[float, Field(description="Until a probe is sent; 0 once one may be.")]
+
+
+class Readiness(_Answer):
+    """Whether the daemon takes work. `degraded`: it does, but some targets cannot be asked now."""
+
+    status: Literal["ready", "degraded", "not ready"]
     draining: bool
     providers: list[str]
+    down: Annotated[list[str], Field(description="Providers none of whose targets can be asked, as known.")]
+    circuits: Annotated[list[OpenCircuit], Field(description="At most 100, the last to fail first.")]
 
 
 class OpenAPIDocument(_Answer):

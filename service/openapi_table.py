@@ -283,7 +283,10 @@ _GATEWAY = {
         access="keyed",
         answers={
             200: Answer(description="It does.", model=models.Readiness),
-            503: Answer(description="It does not: it is shutting down.", model=models.Readiness),
+            503: Answer(
+                description="It does not: it is shutting down, or no target can be asked.",
+                model=models.Readiness,
+            ),
         },
     ),
     ("GET", "/metrics"): Operation(

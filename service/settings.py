@@ -25,11 +25,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions, ProviderOptions
 from service.settings_sections import (
     AuthSettings,
+    CircuitsSettings,
     FieldError,
     JobsSettings,
     KeySettings,
     LoggingSettings,
     LogSettings,
+    RetriesSettings,
     RouteSettings,
     ServerSettings,
     check_log_url,
@@ -114,6 +116,8 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     log: LogSettings = LogSettings()
     logging: LoggingSettings = LoggingSettings()
+    retries: RetriesSettings = RetriesSettings()
+    circuits: CircuitsSettings = CircuitsSettings()
     keys: tuple[KeySettings, ...] = ()
     providers: tuple[ProviderOptions, ...] = (EchoOptions(name="echo"),)
     routes: tuple[RouteSettings, ...] = ()
@@ -178,8 +182,13 @@ class Settings(BaseSettings):
         names = {provider.name for provider in providers}
         problems: list[tuple[Location, str]] = []
         for index, route in enumerate(routes):
-            if route.provider not in names:
+            if route.provider is not None and route.provider not in names:
                 problems.append(((index, "provider"), f"no provider is named {route.provider!r}"))
+            problems += [
+                ((index, "targets", place, "provider"), f"no provider is named {target.provider!r}")
+                for place, target in enumerate(route.targets)
+                if target.provider not in names
+            ]
             for place, fallback in enumerate(route.fallbacks):
                 if (name := fallback.partition("/")[0]) not in names:
                     problems.append(((index, "fallbacks", place), f"no provider is named {name!r}"))
@@ -242,11 +251,6 @@ def _build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         own_port = str(ServerSettings().port if port is None else port)
         providers, notices = _default_providers(own_port, environ)
         settings = Settings(**values, providers=providers)
-    notices += [
-        f"route {route.model}: fallbacks are not in this version, and not tried"
-        for route in settings.routes
-        if route.fallbacks
-    ]
     # Frozen for everybody else: nobody has seen this object yet.
     settings._notices = tuple(notices)  # noqa: SLF001 - this module's own class
     return settings
@@ -256,19 +260,36 @@ def _resolve_secrets(values: dict[str, Any], environ: Mapping[str, str]) -> list
     """Put the variable's value where ``env:NAME`` stands; return what could not be."""
     problems: list[tuple[Location, str]] = []
     for table, field in (("keys", "key"), ("providers", "api_key")):
-        items = values.get(table)
-        if not isinstance(items, list):
+        problems += _resolve_field(values, table, (table,), field, environ)
+    providers = values.get("providers")
+    for index, provider in enumerate(providers if isinstance(providers, list) else ()):
+        if isinstance(provider, dict):
+            problems += _resolve_field(provider, "api_keys", ("providers", index, "api_keys"), "key", environ)
+    return problems
+
+
+def _resolve_field(
+    values: dict[str, Any],
+    table: str,
+    location: Location,
+    field: str,
+    environ: Mapping[str, str],
+) -> list[tuple[Location, str]]:
+    """The same for one field of every item of a table; the items are copied, not changed."""
+    problems: list[tuple[Location, str]] = []
+    items = values.get(table)
+    if not isinstance(items, list):
+        return problems
+    values[table] = items = [dict(item) if isinstance(item, Mapping) else item for item in items]
+    for index, item in enumerate(items):
+        written = item.get(field) if isinstance(item, dict) else None
+        if not isinstance(written, str) or not written.startswith("env:"):
             continue
-        values[table] = items = [dict(item) if isinstance(item, Mapping) else item for item in items]
-        for index, item in enumerate(items):
-            written = item.get(field) if isinstance(item, dict) else None
-            if not isinstance(written, str) or not written.startswith("env:"):
-                continue
-            name = written.removeprefix("env:")
-            if environ.get(name):
-                item[field] = environ[name]
-            else:
-                problems.append(((table, index, field), f"the environment variable {name!r} is not set"))
+        name = written.removeprefix("env:")
+        if environ.get(name):
+            item[field] = environ[name]
+        else:
+            problems.append(((*location, index, field), f"the environment variable {name!r} is not set"))
     return problems
 
 
@@ -330,7 +351,11 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def _toml_value(value: object) -> str:
-    # What is left of the settings here (text, numbers, booleans, lists of text) is spelt as JSON spells it.
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # What is left of the settings here (text, numbers, booleans) is spelt as JSON spells it.
     text = _USERINFO.sub("***@", value) if isinstance(value, str) else value
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 

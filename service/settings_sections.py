@@ -26,6 +26,9 @@ from service.settings_sources import Location
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+MAX_TARGETS = 32
+"""Of one route, and as many fallbacks."""
+
 _REFUSED_LOGS = {
     "redis": "redis:// is not in this version: use memory:// or sqlite:///PATH",
     "rediss": "rediss:// is not in this version: use memory:// or sqlite:///PATH",
@@ -213,13 +216,65 @@ class KeySettings(_Section):
         return bytes.fromhex(self.hash.get_secret_value().removeprefix("sha256:"))
 
 
+class RetriesSettings(_Section):
+    """``[retries]``: what is done when an attempt at an upstream fails."""
+
+    max_attempts: Count = 6
+    """Failed attempts at one job, over all its targets and over restarts. 1: nothing is tried again."""
+    max_retries: Annotated[int, Field(ge=0)] = 2
+    """At one target, after its first try; then the next target's turn comes."""
+    total_s: Delay = 300.0
+    """No attempt begins later than this after the job's first one."""
+    backoff_s: Delay = 0.5
+    """Upper end of the first wait, which is drawn from 0 up; it doubles with every try at a target."""
+    max_backoff_s: Delay = 8.0
+    max_retry_after_s: Delay = 30.0
+    """A target that asks for a longer wait (``retry-after``) is not waited for."""
+
+
+class CircuitsSettings(_Section):
+    """``[circuits]``: when a target (a provider and a model there) is left alone."""
+
+    failures: Count = 10
+    """In a row, that speak of the target's health."""
+    open_s: Seconds = 30.0
+    """Then nothing is sent there for so long, and after that a single probe."""
+
+
+class TargetSettings(_Section):
+    """One of the targets of a route."""
+
+    provider: Name
+    rename: Text | None = None
+    """What this upstream calls the model. Default: as the client does."""
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Its share of the first tries, in proportion to the others'. 0: tried after them, in order."""
+
+
 class RouteSettings(_Section):
-    """``[[routes]]``: which provider answers which models. The first match wins."""
+    """``[[routes]]``: which providers answer which models. The first match wins."""
 
     model: Text
     """A glob over the model as the client names it."""
-    provider: Name
+    provider: Name | None = None
     rename: Text | None = None
     """What the upstream calls the model. Default: as the client does."""
-    fallbacks: tuple[Text, ...] = ()
-    """Tried in order when the one before gave up: ``PROVIDER/MODEL``, or ``PROVIDER`` for the same model."""
+    targets: Annotated[tuple[TargetSettings, ...], Field(max_length=MAX_TARGETS)] = ()
+    """In place of ``provider`` and ``rename``: several, in the order of trying."""
+    fallbacks: Annotated[tuple[Text, ...], Field(max_length=MAX_TARGETS)] = ()
+    """Tried in order when those before gave up: ``PROVIDER/MODEL``, or ``PROVIDER`` for the same model."""
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> "RouteSettings":
+        if (self.provider is None) is (not self.targets):
+            raise ValueError("give either provider or targets")
+        if self.targets and self.rename is not None:
+            raise ValueError("rename belongs into each of the targets")
+        return self
+
+    @property
+    def tried(self) -> tuple[TargetSettings, ...]:
+        """Its targets, fallbacks aside, however they are written."""
+        if self.provider is None:
+            return self.targets
+        return (TargetSettings(provider=self.provider, rename=self.rename),)

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -27,6 +28,8 @@ from actors.providers.base import (
     ProviderCall,
     TokenCount,
 )
+from actors.providers.fallbacks import drop_fallbacks, own_fallbacks
+from actors.providers.keys import ANY_MODEL, KeyRing, keys_of
 from actors.providers.options import AnthropicOptions
 from actors.providers.splice import set_model, set_stream
 from actors.providers.sse_decoder import SSEDecoder, encode_frame
@@ -46,7 +49,7 @@ _FORWARDED_PATH = re.compile(r"/v1/messages/[A-Za-z0-9._~!$&'()*+,;=:@%/-]{1,102
 
 
 class AnthropicProvider:
-    """One upstream with one key. Satisfies :class:`actors.providers.base.Provider`."""
+    """One upstream. Satisfies :class:`actors.providers.base.Provider`."""
 
     kind = "anthropic"
 
@@ -56,25 +59,28 @@ class AnthropicProvider:
         *,
         trust_env: bool = True,
         secrets: Iterable[str] = (),
+        random: Random | None = None,
     ) -> None:
-        """``secrets``: texts beside the key and the address that no error may show."""
-        key = options.api_key.get_secret_value() if options.api_key else ""
+        """``secrets``: what no error may show beside keys and the address. ``random`` draws the keys."""
+        keys = keys_of(options)
         base_url = str(options.base_url)
         self.name = options.name
-        self.key_name = options.key_name if key else ""
+        self.keys = KeyRing(keys, cooldown_s=options.key_cooldown_s, random=random)
         self._options = options
         self._transport = make_transport(options, base_url, trust_env=trust_env)
-        self._scrub = Scrubber(base_url, (key, *secrets))
-        self._headers: Headers = (("user-agent", f"messagesd/{_version()}"),)
-        if key and options.auth == "bearer":
-            self._headers += (("authorization", f"Bearer {key}"),)
-        elif key:
-            self._headers += (("x-api-key", key),)
+        self._scrub = Scrubber(base_url, (*(key.secret for key in keys), *secrets))
+        agent = ("user-agent", f"messagesd/{_version()}")
+        self._headers: dict[str, Headers] = {"": (agent,)}
+        for key in keys:
+            presented = ("x-api-key", key.secret)
+            if options.auth == "bearer":
+                presented = ("authorization", f"Bearer {key.secret}")
+            self._headers[key.name] = (agent, presented)
 
     async def complete(self, call: ProviderCall) -> Completion:
         """Ask for a plain answer. A 200 that is no Message is an UpstreamProtocolError."""
         body = _body_of(call, stream=False)
-        answer = await self._call_json(MESSAGES_PATH, call.headers, body)
+        answer = await self._call_json(MESSAGES_PATH, call, body)
         if answer.fields.get("type") != "message":
             raise error_in_success(answer.fields, answer.body, self._scrub)
         usage = answer.fields.get("usage")
@@ -84,7 +90,7 @@ class AnthropicProvider:
     async def open_stream(self, call: ProviderCall) -> AsyncIterator[FrameSource]:
         """Ask for a stream. A 200 that is no event stream is an UpstreamProtocolError."""
         body = _body_of(call, stream=True)
-        headers = self._request_headers(call.headers, accept="text/event-stream")
+        headers = self._request_headers(call.headers, self._key_of(call), accept="text/event-stream")
         async with self._transport.open_stream("POST", MESSAGES_PATH, headers=headers, body=body) as response:
             await self._raise_for_status(response)
             if _media_type(response) != "text/event-stream":
@@ -93,8 +99,8 @@ class AnthropicProvider:
 
     async def count_tokens(self, call: ProviderCall) -> TokenCount:
         """The upstream's own count."""
-        body = set_model(call.body, call.model)
-        answer = await self._call_json(COUNT_TOKENS_PATH, call.headers, body)
+        body = set_model(_without_fallbacks(call), call.model)
+        answer = await self._call_json(COUNT_TOKENS_PATH, call, body)
         count = answer.fields.get("input_tokens")
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise UpstreamProtocolError("the upstream's token count is not one")
@@ -104,7 +110,7 @@ class AnthropicProvider:
         """Pass a request on, whatever the answer's status. Raises UnsupportedError for a path elsewhere."""
         check_forwarded_path(call.path)
         content_type = next((v for k, v in call.headers if k.lower() == "content-type"), None)
-        headers = self._request_headers(call.headers, content_type=content_type)
+        headers = self._request_headers(call.headers, self.keys.pick(ANY_MODEL), content_type=content_type)
         answer = await self._transport.request(call.method, call.path, headers=headers, body=call.body)
         failed = answer.status >= 400
         return ForwardAnswer(
@@ -117,10 +123,9 @@ class AnthropicProvider:
         """Close all connections, within a bound, also when cancelled. Open calls fail."""
         await self._transport.aclose()
 
-    async def _call_json(self, path: str, headers: Headers, body: bytes) -> "_JsonAnswer":
-        async with self._transport.open_stream(
-            "POST", path, headers=self._request_headers(headers), body=body
-        ) as response:
+    async def _call_json(self, path: str, call: ProviderCall, body: bytes) -> "_JsonAnswer":
+        headers = self._request_headers(call.headers, self._key_of(call))
+        async with self._transport.open_stream("POST", path, headers=headers, body=body) as response:
             await self._raise_for_status(response)
             if "json" not in _media_type(response):
                 raise UpstreamProtocolError("the upstream's answer is not JSON")
@@ -145,9 +150,13 @@ class AnthropicProvider:
             body = b""  # the status alone says enough
         raise status_error(response.status, response.headers, body, self._scrub)
 
+    def _key_of(self, call: ProviderCall) -> str:
+        return call.key_name or self.keys.pick(call.model)
+
     def _request_headers(
         self,
         headers: Headers,
+        key_name: str,
         *,
         accept: str = "application/json",
         content_type: str | None = "application/json",
@@ -158,7 +167,7 @@ class AnthropicProvider:
         for name, value in named:
             if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
                 raise ProviderError("a header of the request cannot be passed on", status=400)
-        sent = (*self._headers, ("accept", accept), *named)
+        sent = (*self._headers[key_name], ("accept", accept), *named)
         if content_type is not None and _FIELD_VALUE.fullmatch(content_type):
             sent += (("content-type", content_type),)
         if not any(name == "anthropic-version" for name, _ in named):
@@ -168,12 +177,17 @@ class AnthropicProvider:
 
 def _body_of(call: ProviderCall, *, stream: bool) -> bytes:
     """The client's bytes; where the model or the way of answering differ, only those values are another's."""
-    body = call.body
+    body = _without_fallbacks(call)
     if call.fields.get("model") != call.model:
         body = set_model(body, call.model)
     if bool(call.fields.get("stream")) is not stream:
         body = set_stream(body, stream)
     return body
+
+
+def _without_fallbacks(call: ProviderCall) -> bytes:
+    """The client's bytes; what ``fallbacks`` says to the gateway is not for the upstream."""
+    return drop_fallbacks(call.body) if own_fallbacks(call.fields) else call.body
 
 
 class _JsonAnswer(NamedTuple):

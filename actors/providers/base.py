@@ -36,6 +36,8 @@ class ProviderCall:
     """The upstream's name for the model (a route may rename it); what goes on the wire."""
     headers: Headers = ()
     """``anthropic-*`` headers to pass on."""
+    key_name: str = ""
+    """Which of the provider's keys to use; empty: it picks one, if it has any."""
 
     @property
     def requested_model(self) -> str:

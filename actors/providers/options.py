@@ -3,10 +3,20 @@
 Secrets arrive here already resolved (``env:NAME`` is the business of the settings).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -19,6 +29,43 @@ class _Options(BaseModel):
     name: Name
     models: tuple[str, ...] = ()
     """Models to list under this provider in ``GET /v1/models``; routing does not depend on it."""
+    max_concurrency: Annotated[int, Field(gt=0)] = 10_000
+    """Jobs at work at this provider at once; the others wait their turn, first in first out."""
+
+
+class ApiKey(BaseModel):
+    """One of several keys of a provider."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: Name
+    """What the events call it."""
+    key: SecretStr
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Its share of the calls, in proportion to the others'."""
+
+
+class KeyedOptions(BaseModel):
+    """The keys of a provider that needs one. ``api_key`` and ``api_keys`` add up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_key: SecretStr | None = None
+    key_name: str = "default"
+    """What the events call ``api_key``."""
+    api_keys: tuple[ApiKey, ...] = ()
+    key_cooldown_s: Seconds = 60.0
+    """How long a key is left alone after 401, 403, and a 429 that does not say."""
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_names(cls, keys: tuple[ApiKey, ...], info: ValidationInfo) -> tuple[ApiKey, ...]:
+        names = [key.name for key in keys]
+        if info.data.get("api_key") is not None:
+            names.append(info.data.get("key_name", ""))
+        if len(set(names)) < len(names):
+            raise ValueError("two keys have the same name")
+        return keys
 
 
 class UpstreamLimits(BaseModel):
@@ -58,16 +105,13 @@ class EchoOptions(_Options):
     """An ``error`` frame, an end without ``message_stop``, or silence for ever."""
 
 
-class AnthropicOptions(_Options, UpstreamLimits):
+class AnthropicOptions(_Options, UpstreamLimits, KeyedOptions):
     """``kind = "anthropic"``: any upstream that speaks the Messages API."""
 
     kind: Literal["anthropic"] = "anthropic"
     base_url: HttpUrl = HttpUrl("https://api.anthropic.com")
-    api_key: SecretStr | None = None
     auth: Literal["x-api-key", "bearer"] = "x-api-key"
     """How the key is presented."""
-    key_name: str = "default"
-    """What the events call the key."""
     anthropic_version: str = "2023-06-01"
     """Sent when the client named none."""
 
@@ -86,6 +130,15 @@ class LocalOptions(_Options, UpstreamLimits):
     """Default: the processors this process may use but one, for the daemon itself; at least 1."""
     start: Literal["eager", "lazy"] = "lazy"
     """Load the model when the daemon starts, or at the first call."""
+    max_concurrency: Annotated[int, Field(gt=0)] = 4
+    """Default: ``n_parallel``. More would wait inside llama.cpp, and look like work."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_as_slots(cls, data: object) -> object:
+        if isinstance(data, Mapping) and "n_parallel" in data:
+            return {"max_concurrency": data["n_parallel"]} | dict(data)
+        return data
 
     @model_validator(mode="after")
     def _path_exists(self) -> "LocalOptions":

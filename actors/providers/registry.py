@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,30 +23,36 @@ class Log(Protocol):
 
 @asynccontextmanager
 async def open_providers(
-    options: Sequence[EchoOptions | AnthropicOptions | LocalOptions], *, log: Log | None = None
+    options: Sequence[EchoOptions | AnthropicOptions | LocalOptions],
+    *,
+    log: Log | None = None,
+    random: Random | None = None,
 ) -> AsyncIterator[Mapping[str, Provider]]:
     """The providers by name, in the order of the configuration; closed on leaving, each within a bound.
 
     No upstream is called here, but a local model with ``start = "eager"`` is loaded before this enters.
-    Raises ValueError for a name used twice, ProviderError for a local model that does not load.
+    ``random`` draws among a provider's keys. Raises ValueError for a name used twice, ProviderError for a
+    local model that does not load.
     """
     providers: dict[str, Provider] = {}
     async with AsyncExitStack() as stack:
         for option in options:
             if option.name in providers:
                 raise ValueError(f"two providers are named {option.name!r}")
-            providers[option.name] = await _open(option, stack)
+            providers[option.name] = await _open(option, stack, random)
             if log is not None:
                 log.info("provider ready", action="provider.ready", provider=option.name, kind=option.kind)
         yield MappingProxyType(providers)
 
 
-async def _open(options: EchoOptions | AnthropicOptions | LocalOptions, stack: AsyncExitStack) -> Provider:
+async def _open(
+    options: EchoOptions | AnthropicOptions | LocalOptions, stack: AsyncExitStack, random: Random | None
+) -> Provider:
     match options:
         case EchoOptions():
             return EchoProvider(options)
         case AnthropicOptions():
-            anthropic = AnthropicProvider(options)
+            anthropic = AnthropicProvider(options, random=random)
             stack.push_async_callback(anthropic.aclose)
             return anthropic
         case LocalOptions():

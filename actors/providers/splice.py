@@ -10,8 +10,10 @@ neither deep nesting nor a long string can exhaust anything. Grammar: RFC 8259.
 
 import json
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import orjson
 
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -23,6 +25,8 @@ _OPENING = frozenset(b"[{")
 
 class _Member(NamedTuple):
     key: str
+    begin: int
+    """Where its key begins."""
     start: int
     """Where its value begins."""
     end: int
@@ -45,6 +49,61 @@ def set_stream(body: bytes, stream: bool) -> bytes:
     False is what an absent (or null) ``stream`` means: such a body is returned as it is.
     """
     return _set(body, "stream", b"true" if stream else b"false", add=stream)
+
+
+def without_items(body: bytes, key: str, dropped: Callable[[Any], bool]) -> bytes:
+    """``body`` without those items of its top-level array ``key`` that ``dropped`` says yes to.
+
+    The member goes, too, when no item is left; what is no array, or empty, stays as it is. Of all other
+    bytes only commas, and the space beside them, go with what they parted. Raises as :func:`set_model`.
+    """
+    members = list(_members(body))
+    cuts: list[tuple[int, int]] = []
+    emptied: set[int] = set()
+    for index, member in enumerate(members):
+        if member.key != key or body[member.start : member.start + 1] != b"[":
+            continue
+        items = list(_items(body, member.start))
+        gone = {n for n, (start, end) in enumerate(items) if dropped(orjson.loads(body[start:end]))}
+        if gone and len(gone) == len(items):
+            emptied.add(index)
+        else:
+            cuts += _cuts(items, gone)
+    cuts += _cuts([(member.begin, member.end) for member in members], emptied)
+    pieces: list[bytes] = []
+    done = 0
+    for start, end in sorted(cuts):
+        pieces.append(body[done:start])
+        done = end
+    return b"".join((*pieces, body[done:])) if pieces else body
+
+
+def _cuts(spans: Sequence[tuple[int, int]], gone: Container[int]) -> list[tuple[int, int]]:
+    """What to cut out so that these of the comma-separated spans go and what is left is still separated."""
+    kept = [index for index in range(len(spans)) if index not in gone]
+    if len(kept) == len(spans):
+        return []
+    if not kept:
+        return [(spans[0][0], spans[-1][1])]
+    cuts = [(spans[index][0], spans[index + 1][0]) for index in range(kept[-1]) if index in gone]
+    if kept[-1] < len(spans) - 1:
+        cuts.append((spans[kept[-1]][1], spans[-1][1]))
+    return cuts
+
+
+def _items(body: bytes, at: int) -> Iterator[tuple[int, int]]:
+    """Where the items of the array that begins at ``at`` begin and end."""
+    at = _skip(_SPACE, body, at + 1)
+    if body[at : at + 1] == b"]":
+        return
+    while True:
+        end = _value_end(body, at)
+        yield at, end
+        at = _skip(_SPACE, body, end)
+        if body[at : at + 1] == b"]":
+            return
+        _expect(body, at, b",")
+        at = _skip(_SPACE, body, at + 1)
 
 
 def _set(body: bytes, key: str, wanted: bytes, *, add: bool) -> bytes:
@@ -88,6 +147,7 @@ def _members(body: bytes) -> Iterator[_Member]:
     if body[at : at + 1] == b"}":
         return
     while True:
+        begin = at
         key_end = _skip(_STRING, body, at)
         key = body[at + 1 : key_end - 1]
         name = json.loads(body[at:key_end]) if b"\\" in key else key.decode()
@@ -95,7 +155,7 @@ def _members(body: bytes) -> Iterator[_Member]:
         _expect(body, at, b":")
         start = _skip(_SPACE, body, at + 1)
         end = _value_end(body, start)
-        yield _Member(name, start, end)
+        yield _Member(name, begin, start, end)
         at = _skip(_SPACE, body, end)
         if body[at : at + 1] == b"}":
             return

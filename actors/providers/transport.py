@@ -135,8 +135,11 @@ def check_head(response: StreamResponse, limits: UpstreamLimits) -> None:
 
 
 def too_large(limits: UpstreamLimits) -> UpstreamProtocolError:
-    """The error for an answer beyond the bound."""
-    return UpstreamProtocolError(f"the upstream's answer is larger than {limits.max_response_bytes} bytes")
+    """The error for an answer beyond the bound. Asking again would bring it again."""
+    return UpstreamProtocolError(
+        f"the upstream's answer is larger than {limits.max_response_bytes} bytes",
+        headers=(("x-should-retry", "false"),),
+    )
 
 
 def timeout_error(bound: str, limits: UpstreamLimits) -> UpstreamTimeoutError:

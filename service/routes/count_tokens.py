@@ -2,6 +2,7 @@
 
 from actors.errors import NoSuchModelError
 from actors.providers.base import ForwardCall, ProviderCall
+from actors.providers.fallbacks import drop_fallbacks, own_fallbacks
 from actors.providers.splice import set_model
 from service import schemas
 from service.dependencies import Dependencies
@@ -32,7 +33,8 @@ async def count_tokens(deps: Dependencies, request: Request) -> Reply:
 async def forward(deps: Dependencies, request: Request, rest: str) -> Reply:
     """Pass a request on to the provider of its model, if that speaks the Anthropic protocol; else 404."""
     body = await request.read_body()
-    model = parse_json_body(request, body).get("model")
+    fields = parse_json_body(request, body)
+    model = fields.get("model")
     if not isinstance(model, str):
         raise NotFoundError("no such path; a path passed on to a provider needs a model in its body")
     check_model(request.principal, model)
@@ -40,6 +42,7 @@ async def forward(deps: Dependencies, request: Request, rest: str) -> Reply:
         target = deps.router.resolve(model)
     except NoSuchModelError:
         raise NotFoundError("no such path for this model") from None
+    body = drop_fallbacks(body) if own_fallbacks(fields) else body
     headers = (*forwarded_headers(request), ("content-type", request.headers.get("content-type") or JSON))
     answer = await target.provider.forward(
         ForwardCall(request.method, request.path, set_model(body, target.model), headers)

@@ -4,6 +4,9 @@ from service.dependencies import Dependencies
 from service.http import Reply, Request
 from service.replies import json_reply
 
+SHOWN_CIRCUITS = 100
+"""Named in one answer, those that failed last; metrics count all."""
+
 
 async def root(deps: Dependencies, request: Request) -> Reply:
     """What this is. Agents probe it with HEAD at their start."""
@@ -16,12 +19,33 @@ async def healthz(deps: Dependencies, request: Request) -> Reply:
 
 
 async def readyz(deps: Dependencies, request: Request) -> Reply:
-    """Ready for work: providers are there and the daemon is not shutting down. 503 otherwise."""
+    """Ready for work: not shutting down, and some target can be asked. 503 otherwise.
+
+    ``degraded`` is ready, too: not all targets can be asked. They are named in ``circuits``.
+    """
     draining = deps.supervisor.draining
-    providers = sorted(deps.router.providers)
-    ready = bool(providers) and not draining
+    reports = deps.targets.providers()
+    down = sorted(report.provider for report in reports if report.down)
+    circuits = deps.targets.circuits()
+    ready = len(down) < len(reports) and not draining
+    status = ("degraded" if circuits else "ready") if ready else "not ready"
+    newest_first = circuits[::-1][:SHOWN_CIRCUITS]
     return json_reply(
-        {"status": "ready" if ready else "not ready", "draining": draining, "providers": providers},
+        {
+            "status": status,
+            "draining": draining,
+            "providers": sorted(report.provider for report in reports),
+            "down": down,
+            "circuits": [
+                {
+                    "provider": one.provider,
+                    "model": one.model,
+                    "state": one.state.value,
+                    "retry_in_s": round(one.retry_in_s, 3),
+                }
+                for one in newest_first
+            ],
+        },
         status=200 if ready else 503,
     )
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import trio
 
+from actors.broadcast import Subscription
 from actors.commands import LEFT_FAILURE, DetachJob
+from actors.job import JobActor
+from actors.providers.fallbacks import FIELD, own_fallbacks
 from actors.submission import Submission, SubmitJob, Watched
 from events.log.base import FrameCursor, FrameRun
 from events.projections import JobSnapshot
@@ -23,6 +26,8 @@ from service.replies import error_reply, failed_job_reply, job_headers, pending_
 FORWARDED_PREFIX = "anthropic-"
 MAX_FORWARDED_BYTES = 16_384
 """Of all ``anthropic-*`` headers of a request together."""
+MAX_FALLBACKS = 8
+"""Models a request may name beside its own."""
 
 
 async def post_messages(deps: Dependencies, request: Request) -> Reply:
@@ -48,6 +53,21 @@ def check_model(principal: Principal, model: str) -> None:
     """Raises PermissionDeniedError for a model the key may not use."""
     if not principal.may_use(model):
         raise PermissionDeniedError(f"the key {principal.name!r} may not use the model {model}")
+
+
+def fallbacks_of(principal: Principal, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that a request names to be tried after its own; objects and ``default`` are the upstream's.
+
+    Raises InvalidRequestError, and PermissionDeniedError for a model the key may not use.
+    """
+    named = own_fallbacks(fields)
+    if len(named) > MAX_FALLBACKS:
+        raise InvalidRequestError(f"fallbacks: more than {MAX_FALLBACKS} models")
+    for model in named:
+        if not 0 < len(model) <= schemas.MAX_MODEL_CHARS:
+            raise InvalidRequestError(f"fallbacks: a model has 1 to {schemas.MAX_MODEL_CHARS} characters")
+        check_model(principal, model)
+    return named
 
 
 def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
@@ -90,6 +110,7 @@ async def _submit(
             body=body,
             fields=fields,
             model=fields["model"],
+            fallbacks=fallbacks_of(request.principal, fields) if FIELD in fields else (),
             mode=mode,
             detached=preferences.detached or mode is Mode.ASYNC,
             may_detach=mode is Mode.PLAIN and preferences.wait_s is not None and not preferences.detached,
@@ -164,7 +185,7 @@ async def stream_reply(
     """
     subscription, actor, snapshot, _ = watched
     request.closing.callback(subscription.close)
-    first = [] if resumed else await subscription.receive()
+    first = [] if resumed else await _first_runs(deps, subscription, actor)
 
     def now() -> JobSnapshot:
         return snapshot if actor is None else actor.snapshot
@@ -199,6 +220,17 @@ async def stream_reply(
         request_id=request.request_id,
     )
     return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE)
+
+
+async def _first_runs(
+    deps: Dependencies, subscription: Subscription, actor: JobActor | None
+) -> Sequence[FrameRun]:
+    """The first runs of a stream. What precedes content is held back no longer than a silence may last."""
+    while actor is not None:
+        with trio.move_on_after(deps.settings.jobs.heartbeat_s):
+            return await subscription.receive()
+        await actor.reveal()
+    return await subscription.receive()
 
 
 async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:

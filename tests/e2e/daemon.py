@@ -28,7 +28,10 @@ async def running(**tables: Any) -> AsyncIterator[Gateway]:
     """A gateway on a free port of loopback, with these tables of the configuration, that logs nothing."""
     server = {"port": 0, **tables.pop("server", {})}
     jobs = {"drain_s": 1.0, **tables.pop("jobs", {})}
-    settings = Settings.model_validate({"providers": [ECHO], "server": server, "jobs": jobs} | tables)
+    # The clock is the real one.
+    retries = {"backoff_s": 0, **tables.pop("retries", {})}
+    sections = {"providers": [ECHO], "server": server, "jobs": jobs, "retries": retries}
+    settings = Settings.model_validate(sections | tables)
     logger = make_logger(LoggingSettings(level="critical"), StringIO())
     async with open_gateway(settings, logger=logger) as gateway:
         yield gateway

@@ -121,7 +121,7 @@ async def test_a_log_that_takes_nothing_accepts_nothing(autojump_clock: MockCloc
 
 async def test_a_model_nobody_answers_costs_nothing() -> None:
     async with open_world() as world:
-        world.supervisor._router._routes = ()
+        world.targets._router._routes = ()
         with pytest.raises(NoSuchModelError):
             await world.supervisor.submit(
                 SubmitJob(

@@ -6,8 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from actors.commands import CRASH_FAILURE, UNRECORDED_FAILURE
 from actors.errors import OverloadedError, UpstreamConnectionError
-from actors.job import COMMIT_RETRY_S, CRASH_FAILURE, UNRECORDED_FAILURE
+from actors.job import COMMIT_RETRY_S
 from events.errors import LogUnavailableError
 from events.state import JobState, project_state
 from events.types import AttemptFailed, Event, JobCancelled, JobCompleted, JobFailed, Mode

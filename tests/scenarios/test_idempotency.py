@@ -246,7 +246,7 @@ async def _raw(gateway: Gateway, keys: list[bytes]) -> bytes:
 @LOGS
 async def test_a_key_whose_job_failed_says_that_asking_again_is_no_use(url: str, tmp_path: Path) -> None:
     fake = FakeProvider(raise_at={"connect": UpstreamConnectionError("no connection")})
-    async with serving(url, tmp_path, fake) as gateway:
+    async with serving(url, tmp_path, fake, retries={"max_attempts": 1}) as gateway:
         first = await call(gateway, "k")
         assert (first.status, first.error_type) == (502, "api_error")
         assert "x-should-retry" not in first.headers

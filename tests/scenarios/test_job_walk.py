@@ -8,15 +8,18 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.broadcast import Subscription
+from actors.circuit import CircuitPolicy
 from actors.commands import DetachJob
-from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
+from actors.errors import JobConflictError, JobNotFoundError, OverloadedError, UpstreamConnectionError
 from actors.job import JobActor
+from actors.retry import RetryPolicy
+from actors.targets import NoTargetError
 from actors.work import Watch
 from events.errors import UnknownJobError
 from events.projections import project
 from events.state import ENDED, JobState
 from events.types import JobCancelled, JobCompleted, JobFailed, Mode
-from tests.support.providers import FakeProvider, whole_stream
+from tests.support.providers import FakeProvider, Point, whole_stream
 from tests.support.world import World, open_world
 
 TTL_S = 30.0
@@ -32,7 +35,16 @@ def providers() -> list[FakeProvider]:
         FakeProvider(name="slow", deltas=DELTAS, delay_s=5),
         FakeProvider(name="stuck", deltas=DELTAS, stall_at="mid_stream"),
         FakeProvider(name="broken", deltas=DELTAS, raise_at={"last_frame": RuntimeError("boom")}, delay_s=1),
+        Flaky(name="flaky", deltas=DELTAS),
     ]
+
+
+class Flaky(FakeProvider):
+    """Two of three calls fail, one before its first frame and one after some content."""
+
+    async def at(self, point: Point) -> None:
+        if point == ("first_frame", "mid_stream", "")[len(self.calls) % 3]:
+            raise UpstreamConnectionError("gone")
 
 
 @dataclass
@@ -67,6 +79,9 @@ class Walk:
             actor, watch = await self.world.submit(
                 mode, may_detach=may_detach, ttl_s=TTL_S, model=f"{provider.name}/m"
             )
+        except NoTargetError:
+            assert provider.name == "flaky"
+            return
         except OverloadedError:
             assert full
             return
@@ -135,7 +150,9 @@ class Walk:
         await wait_all_tasks_blocked()
         running = [job for job in self.jobs if not job.actor.ended.is_set()]
         assert self.world.supervisor.in_flight == len(running)
-        assert sum(provider.open_calls for provider in self.providers) == len(running)
+        at_work = [job for job in running if not job.actor.waiting]
+        assert sum(provider.open_calls for provider in self.providers) == len(at_work)
+        assert sum(report.working for report in self.world.targets.providers()) == len(at_work)
         for job in self.jobs:
             await self.check_job(job)
 
@@ -173,6 +190,7 @@ class Walk:
         await trio.sleep(TTL_S)
         await wait_all_tasks_blocked()
         assert self.world.supervisor.in_flight == 0
+        assert sum(report.waiting for report in self.world.targets.providers()) == 0
         assert self.world.log.held_bytes == 0
         assert (len(self.world.snapshots), self.world.snapshots.held_bytes) == (0, 0)
         assert self.world.telemetry.watchers == 0
@@ -181,7 +199,7 @@ class Walk:
 
 
 ACTIONS = ("submit", "watch", "leave", "cancel", "delete", "detach", "sleep")
-STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 47)), max_size=30)
+STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 59)), max_size=30)
 
 
 @given(steps=STEPS, settle=st.booleans())
@@ -191,7 +209,14 @@ def test_a_walk(steps: list[tuple[str, int]], settle: bool) -> None:
 
     async def walk() -> None:
         tempers = providers()
-        async with open_world(tempers[0], others=tempers[1:], max_in_flight=MAX_IN_FLIGHT) as world:
+        async with open_world(
+            tempers[0],
+            others=tempers[1:],
+            max_in_flight=MAX_IN_FLIGHT,
+            retries=RetryPolicy(backoff_s=2),
+            circuits=CircuitPolicy(failures=3, open_s=5),
+            concurrency={"slow": 1, "stuck": 1, "flaky": 2},
+        ) as world:
             taken = Walk(world, tempers)
             for action, number in steps:
                 await getattr(taken, action)(number)

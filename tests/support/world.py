@@ -1,20 +1,24 @@
 """Everything below the wire, in memory: a supervisor with its log, its results and a fake upstream."""
 
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from random import Random
 
 import orjson
 import trio
 
 from actors.broadcast import Subscription
+from actors.circuit import CircuitPolicy
 from actors.clock import Clock
 from actors.expiry import Expiry
 from actors.job import JobActor
-from actors.router import Route, Router
+from actors.retry import RetryPolicy
+from actors.router import Route, Router, RouteTarget
 from actors.submission import SubmitJob, SupervisorLimits
 from actors.supervisor import Supervisor
+from actors.targets import Targets
 from actors.telemetry import NullTelemetry
 from actors.work import Watch
 from events.errors import LogUnavailableError
@@ -78,6 +82,7 @@ class World:
     """The parts, to be looked at from outside."""
 
     supervisor: Supervisor
+    targets: Targets
     log: FaultyLog
     snapshots: CountingStore
     provider: FakeProvider
@@ -94,6 +99,8 @@ class World:
         ttl_s: float = 60.0,
         body: bytes = b'{"model":"m"}',
         model: str = "m",
+        fallbacks: tuple[str, ...] = (),
+        may_rerun: bool = True,
     ) -> tuple[JobActor, Watch]:
         """Submit a job; async ones are detached unless told otherwise."""
         return await self.supervisor.submit(
@@ -106,6 +113,8 @@ class World:
                 detached=mode is Mode.ASYNC if detached is None else detached,
                 may_detach=may_detach,
                 result_ttl_s=ttl_s,
+                fallbacks=fallbacks,
+                may_rerun=may_rerun,
             )
         )
 
@@ -131,12 +140,18 @@ async def open_world(
     buffer_runs: int = 4,
     max_snapshot_bytes: int = 1 << 20,
     others: Sequence[FakeProvider] = (),
+    tried: Sequence[str] = (),
+    retries: RetryPolicy | None = None,
+    circuits: CircuitPolicy | None = None,
+    concurrency: Mapping[str, int] | None = None,
 ) -> AsyncIterator[World]:
     """A supervisor at work; leaving tears everything down at once.
 
-    ``provider`` answers every model, ``others`` those that name them.
+    ``provider`` answers every model, ``others`` those that name them; or the route has the targets named in
+    ``tried``. Nothing is tried again unless ``retries`` says so.
     """
     provider = provider or FakeProvider()
+    retries = retries or RetryPolicy(max_attempts=1)
     log = FaultyLog()
     snapshots = CountingStore(max_snapshot_bytes)
     telemetry = CountingTelemetry()
@@ -146,12 +161,24 @@ async def open_world(
     async with trio.open_nursery() as nursery:
         expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger)
         nursery.start_soon(expiry.run)  # noqa: ASYNC113 - nothing here waits for it
+        named = {one.name: one for one in (provider, *others)}
+        route = Route("*", provider.name, targets=tuple(RouteTarget(name) for name in tried))
+        targets = Targets(
+            router=Router([route], named),
+            clock=clock,
+            telemetry=telemetry,
+            logger=logger,
+            retries=retries,
+            circuits=circuits,
+            concurrency=concurrency,
+            random=Random(0),
+        )
         supervisor = Supervisor(
             nursery=nursery,
             log=log,
             snapshots=snapshots,
             expiry=expiry,
-            router=Router([Route("*", provider.name)], {one.name: one for one in (provider, *others)}),
+            targets=targets,
             clock=clock,
             telemetry=telemetry,
             logger=logger,
@@ -161,7 +188,7 @@ async def open_world(
                 subscriber_buffer_runs=buffer_runs,
             ),
         )
-        yield World(supervisor, log, snapshots, provider, telemetry, lines)
+        yield World(supervisor, targets, log, snapshots, provider, telemetry, lines)
         nursery.cancel_scope.cancel()
 
 

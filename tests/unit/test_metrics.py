@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.telemetry import NullTelemetry, Telemetry
 from events.state import JobState
-from events.types import Mode
+from events.types import Mode, NextStep
 from service.metrics import MAX_ROUTES, Metrics
 
 
@@ -23,6 +23,8 @@ def test_every_telemetry_takes_every_call(telemetry: Telemetry) -> None:
         "frames": ("echo", 1),
         "subscribers": (1,),
         "lagged": (),
+        "attempt_failed": ("echo", NextStep.RETRY),
+        "circuit_opened": ("echo",),
         "job_ended": (Mode.PLAIN, JobState.COMPLETED, 0.5, {}),
     }
     assert {name for name in vars(Telemetry) if not name.startswith("_")} == set(calls)

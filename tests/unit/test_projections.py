@@ -71,9 +71,10 @@ def test_frames_are_counted_within_their_attempt() -> None:
     assert told(ATTACHED, STARTED, FRAMES, more, replace(STARTED, attempt=2)).frames == 0
 
 
-def test_the_last_failure_shows_until_the_job_completes() -> None:
+def test_the_last_failure_shows_until_another_attempt_begins() -> None:
+    assert told(ATTACHED, STARTED, FAILED_ONCE).failure == REFUSED
     retried: list[Event] = [ATTACHED, STARTED, FAILED_ONCE, replace(STARTED, attempt=2)]
-    assert told(*retried).failure == REFUSED
+    assert told(*retried).failure is None
     assert told(*retried, COMPLETED).failure is None
     assert told(*retried, FAILED).failure == FAILED.failure
 

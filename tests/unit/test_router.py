@@ -1,9 +1,13 @@
 """Model names to targets."""
 
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+
 import pytest
 
 from actors.errors import NoSuchModelError
-from actors.router import Route, Router
+from actors.router import Route, Router, RouteTarget
 from tests.support.providers import FakeProvider
 
 PROVIDERS = {name: FakeProvider(name=name) for name in ("big", "small", "claude-2")}
@@ -64,3 +68,38 @@ def test_what_names_no_provider_goes_by_the_routes(model: str) -> None:
 def test_a_provider_name_is_no_glob_and_no_prefix() -> None:
     assert resolved([Route("claude-*", "big")], "claude-2") == ("big", "claude-2")
     assert resolved([Route("claude-*", "big")], "claude-2/x") == ("claude-2", "x")
+
+
+def tried(routes: list[Route], model: str, fallbacks: Sequence[str] = (), seed: int = 0) -> list[str]:
+    """The targets in the order of trying, each as ``provider/model``."""
+    router = Router(routes, PROVIDERS, random=Random(seed))
+    return ["/".join(target.key) for target in router.candidates(model, fallbacks)]
+
+
+def test_targets_are_tried_as_they_are_written() -> None:
+    targets = (RouteTarget("small"), RouteTarget("big", "huge"), RouteTarget("claude-2"))
+    route = Route("*", targets=targets, fallbacks=("big/spare", "claude-2", "small"))
+    assert tried([route], "m") == ["small/m", "big/huge", "claude-2/m", "big/spare"]
+
+
+def test_the_first_is_drawn_by_weight_and_the_others_follow_in_order() -> None:
+    targets = (RouteTarget("small", weight=3), RouteTarget("big", weight=1), RouteTarget("claude-2"))
+    orders = Counter(tuple(tried([Route("*", targets=targets)], "m", seed=seed)) for seed in range(1000))
+    assert set(orders) == {("small/m", "big/m", "claude-2/m"), ("big/m", "small/m", "claude-2/m")}
+    assert 700 < orders["small/m", "big/m", "claude-2/m"] < 800
+
+
+def test_fallbacks_of_a_request_follow_by_the_same_rules() -> None:
+    routes = [Route("fast", "small", "tiny"), Route("*", "big", fallbacks=("claude-2",))]
+    assert tried(routes, "m", ["fast", "claude-2/x", "m"]) == [
+        "big/m",
+        "claude-2/m",
+        "small/tiny",
+        "claude-2/x",
+    ]
+    with pytest.raises(NoSuchModelError, match="nowhere"):
+        Router(routes[:1], PROVIDERS).candidates("fast", ["nowhere"])
+
+
+def test_the_named_provider_has_no_fallbacks_of_a_route() -> None:
+    assert tried([Route("*", "big", fallbacks=("small",))], "big/m") == ["big/m"]

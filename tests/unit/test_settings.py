@@ -270,6 +270,36 @@ def test_description_is_toml_that_reads_the_same() -> None:
     assert again.jobs == settings.jobs
 
 
+def test_tables_in_lists_are_described_as_toml() -> None:
+    toml = """
+        [retries]
+        max_retries = 0
+        [[providers]]
+        name = "p"
+        kind = "anthropic"
+        api_keys = [{ name = "a", key = "env:KEY_A", weight = 2 }]
+        [[routes]]
+        model = "*"
+        targets = [{ provider = "p", weight = 1 }, { provider = "p", rename = "b" }]
+    """
+    settings = read(toml, {"KEY_A": "sk-hush"})
+    text = describe(settings)
+    assert "sk-hush" not in text
+    values = tomllib.loads(text)
+    assert values["providers"][0]["api_keys"] == [{"name": "a", "key": "**********", "weight": 2.0}]
+    again = Settings(**values)
+    assert again.routes == settings.routes
+    assert again.retries == settings.retries
+
+
+@pytest.mark.parametrize(
+    ("option", "places"), [("", 4), ("n_parallel = 2", 2), ("n_parallel = 2\nmax_concurrency = 9", 9)]
+)
+def test_local_takes_as_many_jobs_as_it_has_slots(option: str, places: int) -> None:
+    (local,) = read(f'[[providers]]\nname = "l"\nkind = "local"\n{option}\n').providers
+    assert local.max_concurrency == places
+
+
 def test_description_masks_provider_keys() -> None:
     text = describe(load(None, {"ANTHROPIC_API_KEY": "sk-ant-secret"}))
     assert "sk-ant-secret" not in text

@@ -145,6 +145,37 @@ def test_names_are_unique_and_known() -> None:
     assert problems("providers = []") == ["messagesd.toml: providers: at least one provider is needed"]
 
 
+def test_routes_lead_somewhere() -> None:
+    route = '[[routes]]\nmodel = "a"\n'
+    either = "messagesd.toml: routes[0]: give either provider or targets"
+    assert problems(ECHO + route) == [either]
+    assert problems(ECHO + route + 'provider = "echo"\ntargets = [{ provider = "echo" }]\n') == [either]
+    assert problems(ECHO + route + 'targets = [{ provider = "echo" }]\nrename = "b"\n') == [
+        "messagesd.toml: routes[0]: rename belongs into each of the targets"
+    ]
+    targets = 'targets = [{ provider = "echo", weight = -1 }, { provider = "gone", wait = 3 }]\n'
+    assert problems(ECHO + route + targets) == [
+        "messagesd.toml: routes[0].targets[0].weight: Input should be greater than or equal to 0",
+        "messagesd.toml: routes[0].targets[1].wait: unknown option",
+    ]
+    assert problems(ECHO + route + 'targets = [{ provider = "echo" }, { provider = "gone" }]\n') == [
+        "messagesd.toml: routes[0].targets[1].provider: no provider is named 'gone'"
+    ]
+
+
+def test_each_of_several_provider_keys_is_read_from_the_environment() -> None:
+    toml = """
+        [[providers]]
+        name = "p"
+        kind = "anthropic"
+        api_keys = [{ name = "a", key = "env:KEY_A" }, { name = "a", key = "env:KEY_B" }]
+    """
+    assert problems(toml, {"KEY_A": "sk-a"}) == [
+        "messagesd.toml: providers[0].api_keys[1].key: the environment variable 'KEY_B' is not set",
+        "messagesd.toml: providers[0].api_keys: two keys have the same name",
+    ]
+
+
 def test_default_ttl_fits_its_maximum() -> None:
     assert problems("[jobs]\nmax_result_ttl_s = 60\n") == [
         "messagesd.toml: jobs.max_result_ttl_s: is less than jobs.result_ttl_s"

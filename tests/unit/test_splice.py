@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.providers.splice import set_model, set_stream
+from actors.providers.fallbacks import drop_fallbacks, own_fallbacks
+from actors.providers.splice import set_model, set_stream, without_items
 
 SPACE = st.text(alphabet=" \t\r\n", max_size=3)
 KEYS = st.sampled_from(["model", "stream", "messages", "", 'a"b', "é", "{", "max_tokens"]) | st.text(
@@ -136,3 +137,56 @@ def test_deep_nesting_and_long_strings_exhaust_nothing() -> None:
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match="not a JSON object"):
         set_model(body, "m")
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (b'{"a":1.0, "fallbacks": ["x", "y"], "b":2}', b'{"a":1.0, "b":2}'),
+        (b'{ "a" : 1 , "fallbacks" : ["x"] }', b'{ "a" : 1 }'),
+        (b'{"fallbacks":["x"]}', b"{}"),
+        (
+            b'{"fallbacks": ["x", {"model":"y"} , "default","z" ]}',
+            b'{"fallbacks": [{"model":"y"} , "default" ]}',
+        ),
+        (
+            b'{"fallbacks":[["x"],"x"],"m":{"fallbacks":["x"]}}',
+            b'{"fallbacks":[["x"]],"m":{"fallbacks":["x"]}}',
+        ),
+        (b'{"fallb\\u0061cks":["x"],"m":1,"fallbacks":["y"]}', b'{"m":1}'),
+    ],
+)
+def test_our_fallbacks_are_taken_out(body: bytes, left: bytes) -> None:
+    assert drop_fallbacks(body) == left
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"fallbacks": "default"}',
+        b'{"fallbacks":[]}',
+        b'{"fallbacks" :[ {"model": "m"} ]}',
+        b'{"fallbacks":{"x":"y"}}',
+        b'{"fallbacks":null}',
+        b"{}",
+    ],
+)
+def test_the_upstreams_fallbacks_stay(body: bytes) -> None:
+    assert drop_fallbacks(body) is body
+    assert own_fallbacks(orjson.loads(body)) == ()
+
+
+@given(st.data())
+def test_without_items_equals_doing_it_to_the_object(data: st.DataObject) -> None:
+    key = "fallbacks"
+    value = data.draw(st.dictionaries(KEYS, VALUES, max_size=3))
+    items: list[Any] = data.draw(st.lists(st.text(max_size=2) | VALUES, max_size=4))
+    value[key] = items
+    body = data.draw(spelled(value)).encode()
+    expected = dict(value)
+    expected[key] = [item for item in items if not isinstance(item, str)]
+    if items and not expected[key]:
+        del expected[key]
+    left = without_items(body, key, lambda item: isinstance(item, str))
+    assert json.loads(left) == expected
+    assert list(json.loads(left)) == list(expected)
