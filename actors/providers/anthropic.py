@@ -6,7 +6,6 @@ https://docs.anthropic.com/en/api/messages, .../messages-streaming, .../errors, 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -32,6 +31,7 @@ from actors.providers.splice import set_model, set_stream
 from actors.providers.sse_decoder import SSEDecoder, encode_frame
 from actors.providers.transport import StreamResponse, make_transport
 from actors.providers.upstream_errors import Scrubber, error_in_success, shown_headers, status_error
+from actors.providers.version import user_agent
 from events.types import Headers
 
 MESSAGES_PATH = "/v1/messages"
@@ -65,7 +65,7 @@ class AnthropicProvider:
         self._options = options
         self._transport = make_transport(options, base_url, trust_env=trust_env)
         self._scrub = Scrubber(base_url, (key, *secrets))
-        self._headers: Headers = (("user-agent", f"messagesd/{_version()}"),)
+        self._headers: Headers = (("user-agent", user_agent()),)
         if key and options.auth == "bearer":
             self._headers += (("authorization", f"Bearer {key}"),)
         elif key:
@@ -221,10 +221,3 @@ def _media_type(response: StreamResponse) -> str:
 def _request_id(response: StreamResponse) -> str | None:
     value = response.header("request-id")
     return value if value and _REQUEST_ID.fullmatch(value) else None
-
-
-def _version() -> str:
-    try:
-        return version("messagesd")
-    except PackageNotFoundError:  # run from a checkout
-        return "0"

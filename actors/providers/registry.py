@@ -9,7 +9,14 @@ from actors.providers.anthropic import AnthropicProvider
 from actors.providers.base import Provider
 from actors.providers.echo import EchoProvider
 from actors.providers.local import LocalProvider
-from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions
+from actors.providers.openai.provider import OpenaiProvider
+from actors.providers.options import (
+    AnthropicOptions,
+    EchoOptions,
+    LocalOptions,
+    OpenaiOptions,
+    ProviderOptions,
+)
 
 
 class Log(Protocol):
@@ -22,7 +29,7 @@ class Log(Protocol):
 
 @asynccontextmanager
 async def open_providers(
-    options: Sequence[EchoOptions | AnthropicOptions | LocalOptions], *, log: Log | None = None
+    options: Sequence[ProviderOptions], *, log: Log | None = None
 ) -> AsyncIterator[Mapping[str, Provider]]:
     """The providers by name, in the order of the configuration; closed on leaving, each within a bound.
 
@@ -40,7 +47,7 @@ async def open_providers(
         yield MappingProxyType(providers)
 
 
-async def _open(options: EchoOptions | AnthropicOptions | LocalOptions, stack: AsyncExitStack) -> Provider:
+async def _open(options: ProviderOptions, stack: AsyncExitStack) -> Provider:
     match options:
         case EchoOptions():
             return EchoProvider(options)
@@ -48,6 +55,10 @@ async def _open(options: EchoOptions | AnthropicOptions | LocalOptions, stack: A
             anthropic = AnthropicProvider(options)
             stack.push_async_callback(anthropic.aclose)
             return anthropic
+        case OpenaiOptions():
+            openai = OpenaiProvider(options)
+            stack.push_async_callback(openai.aclose)
+            return openai
         case LocalOptions():
             local = LocalProvider(options)
             stack.push_async_callback(local.aclose)
