@@ -1,5 +1,6 @@
 """What Chat Completions upstreams send: chunks, streams and answers, for tests to put together."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from actors.providers.openai.stream import StreamTranslator
 from actors.providers.sse_decoder import SSEDecoder
 from actors.providers.upstream_errors import Scrubber
 from events.message import MessageFold
+from tests.fake_upstream import LAST_CHUNK, STREAM_HEAD, Exchange, answer
 
 DONE = b"data: [DONE]\n\n"
 SCRUB = Scrubber("http://upstream.invalid/v1", ("sk-1",))
@@ -25,7 +27,8 @@ def event(**fields: Any) -> bytes:
 def chunk(delta: Mapping[str, Any] | None = None, finish: str | None = None, **fields: Any) -> bytes:
     """One chunk of a stream."""
     choice: dict[str, Any] = {"index": 0, "delta": delta or {}, "finish_reason": finish}
-    return event(id="chatcmpl-1", object="chat.completion.chunk", model="m", choices=[choice], **fields)
+    named = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", **fields}
+    return event(choices=[choice], **named)
 
 
 def usage_chunk(usage: Mapping[str, Any] = USAGE) -> bytes:
@@ -116,3 +119,23 @@ def folded(frames: Iterable[Frame]) -> dict[str, Any]:
     for frame in kept:
         fold.apply(frame.event, frame.data)
     return fold.message()
+
+
+async def speak(exchange: Exchange) -> None:
+    """Chat Completions, as far as the provider contract needs it: says the last text back. Counts nothing."""
+    exchange.keep_alive()
+    asked = orjson.loads(exchange.request.body)
+    if exchange.request.path.partition("?")[0] != "/v1/chat/completions":
+        await exchange.send(answer(404, b'{"error":{"message":"no such path"}}'))
+        return
+    text = asked["messages"][-1]["content"]
+    names = {"model": asked["model"]}
+    if not asked["stream"]:
+        body = orjson.dumps({**completion({"content": text}), **names})
+        await exchange.send(answer(200, body, "application/json", "x-request-id: req_fake"))
+        return
+    await exchange.send(STREAM_HEAD)
+    words = [chunk({"content": word}, **names) for word in re.findall(r"\S+\s*", text)]
+    for piece in (*words, chunk(finish="stop"), usage_chunk()):
+        await exchange.send_chunk(piece)
+    await exchange.send(b"%x\r\n%b\r\n%b" % (len(DONE), DONE, LAST_CHUNK))

@@ -78,7 +78,7 @@ def test_a_stream_folds_to_the_plain_answer(
 ) -> None:
     usage, finish = end
     arguments = [orjson.dumps(input_).decode() for input_ in calls]
-    deltas = [{"reasoning_content": piece} for piece in cut(thinking, rng)]
+    deltas: list[dict[str, Any]] = [{"reasoning_content": piece} for piece in cut(thinking, rng)]
     deltas += [{"content": piece} for piece in cut(text, rng)]
     deltas += merged([call_deltas(i, a, rng) for i, a in enumerate(arguments)], rng)
     # Calls stand in the order in which they began.

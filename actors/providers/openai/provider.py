@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import orjson
@@ -37,6 +37,8 @@ from events.types import Headers
 
 CHAT_PATH = "/chat/completions"
 VERSION_PATH = "/v1"
+TAIL_TIMEOUT_S = 10.0
+"""How long each read may take once the finish reason is here. The answer is whole then, and ends."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -191,11 +193,19 @@ class _Frames:
             raise self._ended.error
         return []
 
+    async def _read(self) -> bytes:
+        """The next bytes; none at the end. Once the answer is whole, only usage is missing, if anything."""
+        if not self._translator.complete:
+            return await self._response.receive()
+        with trio.move_on_after(TAIL_TIMEOUT_S), suppress(UpstreamProtocolError, UpstreamTimeoutError):
+            return await self._response.receive()
+        return b""
+
     async def _next(self) -> list[Frame]:
         """What the next read brings; an error after good frames is kept for the next call."""
         frames: list[Frame] = []
         try:
-            chunk = await self._response.receive()
+            chunk = await self._read()
             if not chunk:
                 self._decoder.close()
                 if not self._translator.complete:
