@@ -82,8 +82,9 @@ def test_what_would_change_the_answer_is_refused() -> None:
     for name in refused:
         said: dict[str, Any] = {name: ["x"]}
         assert problem(**said).startswith(f"{name}: ")
-        for silent in (None, []):
-            unsaid: dict[str, Any] = {name: silent}
+        empty: tuple[Any, ...] = (None, [])
+        for value in empty:
+            unsaid: dict[str, Any] = {name: value}
             assert translated(**unsaid) == translated()
 
 
