@@ -293,6 +293,22 @@ class TestOpenai(ProviderContract):
         assert sent.pop("user-agent").startswith("messagesd/")
         assert sent.keys() == {"accept", "accept-encoding", "content-length", "content-type", "host"}
 
+    async def test_what_is_nested_too_deeply_to_be_written_is_the_clients_fault(
+        self, provider: Provider, upstream: FakeUpstream
+    ) -> None:
+        deep = orjson.loads(b'{"a":' * 300 + b"1" + b"}" * 300)
+        used = {"type": "tool_use", "id": "a", "name": "f", "input": deep}
+        for part in (
+            {"tools": [{"name": "f", "input_schema": deep}]},
+            {"messages": [{"role": "assistant", "content": [used]}]},
+        ):
+            request = ProviderCall(body=b"{}", fields={**call().fields, **part}, model=MODEL)
+            for ask in (provider.complete, provider.count_tokens):
+                with pytest.raises(ProviderError, match="nested too deeply") as caught:
+                    await ask(request)
+                assert caught.value.status == 400
+        assert upstream.connections == 0
+
     async def test_a_refused_request_never_leaves(self, provider: Provider, upstream: FakeUpstream) -> None:
         refused = call(tools=[{"type": "web_search_20250305", "name": "web_search"}])
         for ask in (provider.complete, provider.count_tokens, lambda request: frames_of(provider, request)):

@@ -457,6 +457,7 @@ def test_azure_is_known_by_its_host() -> None:
 def test_others_by_host() -> None:
     assert dialect("https://openrouter.ai/api/v1", "openai/gpt-5").reasoning == "reasoning"
     assert not dialect("https://api.mistral.ai/v1").stream_usage
+    assert not dialect("https://api.groq.com/openai/v1").counts
     assert dialect("https://api.deepseek.com").reasoning_history == "reasoning_content"
 
 
@@ -470,4 +471,4 @@ def test_what_is_configured_wins() -> None:
         reasoning_history="none",
         stream_usage=False,
     )
-    assert found == Dialect(auth="api-key", stream_usage=False)
+    assert found == Dialect(auth="api-key", stream_usage=False, counts=False)

@@ -172,7 +172,10 @@ def _assistant_turn(content: object, place: str, dialect: Dialect) -> Json:
 
 
 def _tool_call(block: Mapping[str, Any], place: str, dialect: Dialect) -> Json:
-    arguments = orjson.dumps(block.get("input") or {}).decode()
+    try:
+        arguments = orjson.dumps(block.get("input") or {}).decode()
+    except orjson.JSONEncodeError:
+        raise refuse(f"{place}.input", "it is nested too deeply") from None
     return {
         "id": _call_id(_string(block, "id", place), dialect),
         "type": "function",

@@ -36,10 +36,12 @@ class Dialect:
     short_call_ids: bool = False
     """Ids of tool calls have exactly nine letters or digits."""
     auth: Literal["bearer", "api-key"] = "bearer"
+    counts: bool = True
+    """Whether it may have a token counter of those that are known."""
 
 
 _ANY = Dialect()
-_OPENAI = Dialect(max_tokens_field="max_completion_tokens")
+_OPENAI = Dialect(max_tokens_field="max_completion_tokens", counts=False)
 _AZURE = replace(_OPENAI, auth="api-key")
 # By the end of the host's name.
 _BY_HOST: tuple[tuple[str, Dialect], ...] = (
@@ -47,10 +49,14 @@ _BY_HOST: tuple[tuple[str, Dialect], ...] = (
     (".openai.azure.com", _AZURE),
     (".cognitiveservices.azure.com", _AZURE),
     (".services.ai.azure.com", _AZURE),
-    (".openrouter.ai", Dialect(reasoning="reasoning", reasoning_history="reasoning")),
-    (".api.mistral.ai", Dialect(stream_usage=False, takes_user=False, short_call_ids=True)),
-    (".api.deepseek.com", Dialect(reasoning_history="reasoning_content")),
-    (".generativelanguage.googleapis.com", Dialect(reasoning="reasoning_effort", takes_user=False)),
+    (".openrouter.ai", Dialect(reasoning="reasoning", reasoning_history="reasoning", counts=False)),
+    (".api.mistral.ai", Dialect(stream_usage=False, takes_user=False, short_call_ids=True, counts=False)),
+    (".api.groq.com", Dialect(counts=False)),
+    (".api.deepseek.com", Dialect(reasoning_history="reasoning_content", counts=False)),
+    (
+        ".generativelanguage.googleapis.com",
+        Dialect(reasoning="reasoning_effort", takes_user=False, counts=False),
+    ),
 )
 
 

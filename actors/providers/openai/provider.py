@@ -107,7 +107,8 @@ class OpenaiProvider:
     async def count_tokens(self, call: ProviderCall) -> TokenCount:
         """The upstream's own count where it has a counter, else an estimate, which says so. At least 1."""
         request = self._request(call, stream=False)
-        if self._options.upstream_counts:
+        _encode(request)
+        if self._options.upstream_counts and self._dialect_of(call.model).counts:
             count = await self._counter.count(request)
             if count is not None:
                 return TokenCount(count)
@@ -132,10 +133,7 @@ class OpenaiProvider:
 
     @asynccontextmanager
     async def _open(self, request: Mapping[str, Any], *, accept: str) -> AsyncIterator[StreamResponse]:
-        try:
-            body = orjson.dumps(request)
-        except orjson.JSONEncodeError:
-            raise ProviderError("the request is nested too deeply", status=400) from None
+        body = _encode(request)
         headers = (*self._headers, ("accept", accept))
         path = self._base_path + CHAT_PATH + self._query
         async with self._transport.open_stream("POST", path, headers=headers, body=body) as response:
@@ -221,6 +219,13 @@ class _Frames:
         except ProviderError as error:
             self._ended = _Ended(error)
         return frames
+
+
+def _encode(request: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(request)
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        raise ProviderError("the request is nested too deeply", status=400) from None
 
 
 async def _estimate(request: Mapping[str, Any]) -> int:
