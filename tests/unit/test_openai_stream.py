@@ -283,6 +283,14 @@ def test_a_call_that_max_tokens_cut() -> None:
 # --- how it ends ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("last", [{"content": "a"}, {"reasoning": "a"}, call_piece(0, '{"x', "a", "f")])
+def test_no_block_is_left_open(last: dict[str, Any]) -> None:
+    # "Unclosed blocks" is what LiteLLM and Bifrost got wrong.
+    events = [frame.event for frame in translate([chunk(last), chunk(finish="length")])]
+    assert events.count("content_block_start") == events.count("content_block_stop") == 1
+    assert events[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+
 @pytest.mark.parametrize(
     ("finish", "reason"),
     [
