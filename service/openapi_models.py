@@ -115,7 +115,7 @@ class Job(_Answer):
     expires_at: Annotated[Timestamp | None, Field(description="When its result goes.")]
     attempts: Annotated[int, Field(ge=0)]
     usage: Annotated[
-        dict[str, Any], Field(description="As the upstream counts, or estimated; so far, while it runs.")
+        dict[str, Any], Field(description="As the upstream counts, or estimated; so far, if it runs.")
     ]
     error: JobError | None
 

@@ -49,6 +49,10 @@ def call_piece(
     return {"tool_calls": [call]}
 
 
+HELLO = [chunk({"role": "assistant", "content": ""}), chunk({"content": "Hel"}), chunk({"content": "lo"})]
+"""Chunks that say so, without an end."""
+
+
 def completion(
     message: Mapping[str, Any], finish: str = "stop", usage: Mapping[str, Any] | None = USAGE
 ) -> dict[str, Any]:
@@ -119,6 +123,17 @@ def folded(frames: Iterable[Frame]) -> dict[str, Any]:
     for frame in kept:
         fold.apply(frame.event, frame.data)
     return fold.message()
+
+
+def blocks(*pieces: bytes) -> list[dict[str, Any]]:
+    """The content that chunks without an end become."""
+    content: list[dict[str, Any]] = folded(translate([*pieces, chunk(finish="stop"), DONE]))["content"]
+    return content
+
+
+def tool(id_: str, name: str, input_: Any) -> dict[str, Any]:
+    """A block of a Message."""
+    return {"type": "tool_use", "id": id_, "name": name, "input": input_}
 
 
 async def speak(exchange: Exchange) -> None:
