@@ -8,7 +8,7 @@
     |   +-- UpstreamTimeoutError      connect, first byte, idle or total time ran out    504
     |   +-- UpstreamProtocolError     garbage, HTML, too large, hung up in mid-stream    502
     |   +-- UpstreamStatusError       the upstream said no: its status, type and text    its own
-    |   +-- UnsupportedError          this provider cannot do what was asked             404
+    |   +-- UnsupportedError          this provider cannot do what was asked             404, 400
     +-- OverloadedError               admission refused it; nothing was accepted         529
     +-- NoSuchModelError              no route and no provider for the model             404
     +-- JobNotFoundError              unknown, expired, or another owner's: one answer   404
@@ -95,7 +95,7 @@ class UpstreamStatusError(ProviderError):
 
 
 class UnsupportedError(ProviderError):
-    """The provider cannot do this (for example: pass on a path it does not speak)."""
+    """The provider cannot do this: 404 for a path it does not speak, 400 for a part of a request."""
 
     status = 404
 

@@ -138,8 +138,8 @@ class Targets:
         return self._ring(target.provider)
 
     def key_name(self, target: Target) -> str:
-        """The key to use now, by name; empty where there is none. A provider may have one of its own."""
-        return self.ring(target).pick(target.model) or getattr(target.provider, "key_name", "")
+        """The key to use now, by name; empty where there is none."""
+        return self.ring(target).pick(target.model)
 
     def _ring(self, provider: Provider) -> KeyRing:
         ring = getattr(provider, "keys", None)

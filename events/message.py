@@ -56,7 +56,7 @@ class _Block:
         for name, pieces in self.pieces.items():
             text = "".join(pieces)
             if name == "partial_json":
-                block["input"] = _parse_input(text, block.get("input"))
+                block["input"] = parse_input(text, block.get("input"))
             else:
                 before = block.get(name)
                 block[name] = before + text if isinstance(before, str) else text
@@ -281,10 +281,11 @@ def _parse_frame(data: bytes) -> dict[str, Any]:
     return frame
 
 
-def _parse_input(text: str, before: object) -> Any:
-    """The input that the pieces spell; without any, what the block started with.
+def parse_input(text: str, before: object = None) -> Any:
+    """The tool input that streamed pieces spell; without any, what the block started with, or ``{}``.
 
-    Input that ``max_tokens`` cut off is read as far as it goes, as the official SDKs read it.
+    Input that ``max_tokens`` cut off is read as far as it goes, as the official SDKs read it. Raises
+    BadFrameError for what is no JSON.
     """
     if not text:
         return {} if before is None else before

@@ -122,7 +122,9 @@ class Job(_Answer):
     ended_at: Timestamp | None
     expires_at: Annotated[Timestamp | None, Field(description="When its result goes.")]
     attempts: Annotated[int, Field(ge=0)]
-    usage: Annotated[dict[str, Any], Field(description="As the upstream counted it; so far, while it runs.")]
+    usage: Annotated[
+        dict[str, Any], Field(description="As the upstream counts, or estimated; so far, if it runs.")
+    ]
     error: JobError | None
 
 

@@ -22,7 +22,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions, ProviderOptions
+from actors.providers.options import (
+    AnthropicOptions,
+    EchoOptions,
+    LocalOptions,
+    OpenaiOptions,
+    ProviderOptions,
+)
 from service.settings_sections import (
     AuthSettings,
     CircuitsSettings,
@@ -72,6 +78,11 @@ __all__ = [
     "load",
 ]
 
+_URL = TypeAdapter(HttpUrl)
+_PROVIDER: TypeAdapter[ProviderOptions] = TypeAdapter(ProviderOptions)
+OPENAI_MODELS = ("gpt-*", "chatgpt-*", "o[1-9]*")
+"""Globs over the names of OpenAI's models."""
+
 
 def _duplicates(names: Sequence[str]) -> list[tuple[Location, str]]:
     return [
@@ -84,8 +95,9 @@ def _duplicates(names: Sequence[str]) -> list[tuple[Location, str]]:
 def derive_routes(providers: Sequence[ProviderOptions]) -> tuple[RouteSettings, ...]:
     """The routes where none are configured.
 
-    Models a provider lists go to it; ``claude-*`` goes to the first provider of kind ``anthropic``;
-    everything else goes to the first provider.
+    Models a provider lists go to it; ``claude-*`` goes to the first provider of kind ``anthropic``, OpenAI's
+    own names (``gpt-*``, ``chatgpt-*``, ``o1*`` ...) to the first of kind ``openai``; everything else goes to
+    the first provider.
     """
     listed = [
         RouteSettings(model=glob.escape(model), provider=provider.name)
@@ -97,7 +109,9 @@ def derive_routes(providers: Sequence[ProviderOptions]) -> tuple[RouteSettings, 
         for provider in providers
         if isinstance(provider, AnthropicOptions)
     ]
-    return (*listed, *claude[:1], RouteSettings(model="*", provider=providers[0].name))
+    openai = next((provider.name for provider in providers if isinstance(provider, OpenaiOptions)), None)
+    gpt = [RouteSettings(model=pattern, provider=openai) for pattern in OPENAI_MODELS] if openai else []
+    return (*listed, *claude[:1], *gpt, RouteSettings(model="*", provider=providers[0].name))
 
 
 class Settings(BaseSettings):
@@ -213,29 +227,42 @@ def _default_providers(
 ) -> tuple[tuple[ProviderOptions, ...], list[str]]:
     """The providers where none are configured, and what to tell about them; ``port`` is the daemon's own.
 
-    ``local`` (``echo`` where it cannot be used), then ``anthropic`` if ``ANTHROPIC_API_KEY`` is set. Raises
-    :class:`SettingsError` for an ``ANTHROPIC_BASE_URL`` that is no URL.
+    ``local`` (``echo`` where it cannot be used), then ``anthropic`` and ``openai`` where
+    ``ANTHROPIC_API_KEY`` and ``OPENAI_API_KEY`` are set. Raises :class:`SettingsError` for an
+    ``ANTHROPIC_BASE_URL`` or ``OPENAI_BASE_URL`` that is no URL.
     """
     notices = []
     first: ProviderOptions = LocalOptions(name="local")
     if reason := _local_problem():
         notices.append(f"local is not available ({reason}): echo answers")
         first = EchoOptions(name="echo")
-    api_key = environ.get("ANTHROPIC_API_KEY")
-    if not api_key:
-        return (first,), notices
-    given: dict[str, Any] = {}
-    if base_url := environ.get("ANTHROPIC_BASE_URL"):
-        try:
-            url = given["base_url"] = TypeAdapter(HttpUrl).validate_python(base_url)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise SettingsError([Problem("environment: ANTHROPIC_BASE_URL", message)]) from None
-        if is_loopback((url.host or "").strip("[]")) and str(url.port) == port:
-            # Set for clients of this gateway: calling it would go round in circles.
-            notices.append("ANTHROPIC_BASE_URL is this daemon itself: anthropic is not configured")
-            return (first,), notices
-    return (first, AnthropicOptions(name="anthropic", api_key=SecretStr(api_key), **given)), notices
+    providers = [first]
+    for kind in ("anthropic", "openai"):
+        if api_key := environ.get(f"{kind.upper()}_API_KEY"):
+            variable = f"{kind.upper()}_BASE_URL"
+            base_url = _base_url(variable, environ)
+            if base_url is not None and _is_own(base_url, port):
+                notices.append(f"{variable} is this daemon itself: {kind} is not configured")
+                continue
+            given: dict[str, Any] = {"name": kind, "kind": kind, "api_key": SecretStr(api_key)}
+            if base_url is not None:
+                given["base_url"] = base_url
+            providers.append(_PROVIDER.validate_python(given))
+    return tuple(providers), notices
+
+
+def _base_url(variable: str, environ: Mapping[str, str]) -> HttpUrl | None:
+    if not (base_url := environ.get(variable)):
+        return None
+    try:
+        return _URL.validate_python(base_url)
+    except ValidationError as error:
+        raise SettingsError([Problem(f"environment: {variable}", error.errors()[0]["msg"])]) from None
+
+
+def _is_own(url: HttpUrl, port: str) -> bool:
+    """Whether a URL leads here: set for clients of this gateway, calling it would go round in circles."""
+    return is_loopback((url.host or "").strip("[]")) and str(url.port) == port
 
 
 def _build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

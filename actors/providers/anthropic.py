@@ -6,7 +6,6 @@ https://docs.anthropic.com/en/api/messages, .../messages-streaming, .../errors, 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -35,6 +34,7 @@ from actors.providers.splice import set_model, set_stream
 from actors.providers.sse_decoder import SSEDecoder, encode_frame
 from actors.providers.transport import StreamResponse, make_transport
 from actors.providers.upstream_errors import Scrubber, error_in_success, shown_headers, status_error
+from actors.providers.version import user_agent
 from events.types import Headers
 
 MESSAGES_PATH = "/v1/messages"
@@ -69,7 +69,7 @@ class AnthropicProvider:
         self._options = options
         self._transport = make_transport(options, base_url, trust_env=trust_env)
         self._scrub = Scrubber(base_url, (*(key.secret for key in keys), *secrets))
-        agent = ("user-agent", f"messagesd/{_version()}")
+        agent = ("user-agent", user_agent())
         self._headers: dict[str, Headers] = {"": (agent,)}
         for key in keys:
             presented = ("x-api-key", key.secret)
@@ -235,10 +235,3 @@ def _media_type(response: StreamResponse) -> str:
 def _request_id(response: StreamResponse) -> str | None:
     value = response.header("request-id")
     return value if value and _REQUEST_ID.fullmatch(value) else None
-
-
-def _version() -> str:
-    try:
-        return version("messagesd")
-    except PackageNotFoundError:  # run from a checkout
-        return "0"

@@ -116,6 +116,30 @@ class AnthropicOptions(_Options, UpstreamLimits, KeyedOptions):
     """Sent when the client named none."""
 
 
+class OpenaiOptions(_Options, UpstreamLimits, KeyedOptions):
+    """``kind = "openai"``: any upstream that speaks Chat Completions, ``POST {base_url}/chat/completions``.
+
+    ``auto`` follows the host and the model: see :mod:`actors.providers.openai.dialect`.
+    """
+
+    kind: Literal["openai"] = "openai"
+    base_url: HttpUrl = HttpUrl("https://api.openai.com/v1")
+    """With the version in its path. A query (``?api-version=...``) goes with every call."""
+    auth: Literal["auto", "bearer", "api-key"] = "auto"
+    """How the key is presented: ``authorization: Bearer`` or the header ``api-key`` (Azure)."""
+    max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    reasoning: Literal["auto", "none", "reasoning_effort", "reasoning"] = "auto"
+    """The field that says how much to think: a word, OpenRouter's object, or none."""
+    reasoning_history: Literal["auto", "none", "reasoning_content", "reasoning"] = "auto"
+    """The field in which the assistant's earlier thinking is sent back."""
+    stream_usage: bool | None = None
+    """Ask for usage in streams by ``stream_options``. Default: unless the upstream is known to refuse it."""
+    passed_fields: tuple[str, ...] = ()
+    """Fields of the request sent as they came (``top_k``, ``seed``), for upstreams that know them."""
+    upstream_counts: bool = True
+    """Ask the upstream to count tokens, if it can. False: they are estimated, and nothing is asked."""
+
+
 class LocalOptions(_Options, UpstreamLimits):
     """``kind = "local"``: a model inside this process (llama.cpp). Needs the extra ``local``."""
 
@@ -147,4 +171,6 @@ class LocalOptions(_Options, UpstreamLimits):
         return self
 
 
-ProviderOptions = Annotated[EchoOptions | AnthropicOptions | LocalOptions, Field(discriminator="kind")]
+ProviderOptions = Annotated[
+    EchoOptions | AnthropicOptions | OpenaiOptions | LocalOptions, Field(discriminator="kind")
+]

@@ -10,7 +10,14 @@ from actors.providers.anthropic import AnthropicProvider
 from actors.providers.base import Provider
 from actors.providers.echo import EchoProvider
 from actors.providers.local import LocalProvider
-from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions
+from actors.providers.openai.provider import OpenaiProvider
+from actors.providers.options import (
+    AnthropicOptions,
+    EchoOptions,
+    LocalOptions,
+    OpenaiOptions,
+    ProviderOptions,
+)
 
 
 class Log(Protocol):
@@ -23,7 +30,7 @@ class Log(Protocol):
 
 @asynccontextmanager
 async def open_providers(
-    options: Sequence[EchoOptions | AnthropicOptions | LocalOptions],
+    options: Sequence[ProviderOptions],
     *,
     log: Log | None = None,
     random: Random | None = None,
@@ -45,9 +52,7 @@ async def open_providers(
         yield MappingProxyType(providers)
 
 
-async def _open(
-    options: EchoOptions | AnthropicOptions | LocalOptions, stack: AsyncExitStack, random: Random | None
-) -> Provider:
+async def _open(options: ProviderOptions, stack: AsyncExitStack, random: Random | None) -> Provider:
     match options:
         case EchoOptions():
             return EchoProvider(options)
@@ -55,6 +60,10 @@ async def _open(
             anthropic = AnthropicProvider(options, random=random)
             stack.push_async_callback(anthropic.aclose)
             return anthropic
+        case OpenaiOptions():
+            openai = OpenaiProvider(options, random=random)
+            stack.push_async_callback(openai.aclose)
+            return openai
         case LocalOptions():
             local = LocalProvider(options)
             stack.push_async_callback(local.aclose)

@@ -25,12 +25,15 @@ class SSEDecoder:
 
     ``max_frame_bytes`` bounds one frame: its lines with LF line ends, comments included, without the
     blank line that ends it. No more than this is ever held between two calls of :meth:`feed`.
+    With ``named=False`` a frame without ``event:`` is a ``message``, as the standard has it, which spares
+    parsing its data, and has no ``wire``: for streams that are translated.
     """
 
-    def __init__(self, max_frame_bytes: int) -> None:
+    def __init__(self, max_frame_bytes: int, *, named: bool = True) -> None:
         if max_frame_bytes < 1:
             raise ValueError("max_frame_bytes is at least 1")
         self._max_frame_bytes = max_frame_bytes
+        self._decode = _decode_block if named else _decode_unnamed
         self._head: bytes | None = b""
         self._after_cr = False
         self._held = bytearray()
@@ -70,7 +73,7 @@ class SSEDecoder:
             if self._is_too_large(block):
                 self._too_large = True
                 break
-            frame = _decode_block(block)
+            frame = self._decode(block)
             if frame is not None:
                 frames.append(frame)
         else:
@@ -157,7 +160,30 @@ def _decode_block(block: bytes) -> Frame | None:
     return _decode_lines(block)
 
 
+def _decode_unnamed(block: bytes) -> Frame | None:
+    """The same, without a look into the data."""
+    if block.startswith(b"data: ") and b"\n" not in block:
+        return Frame(_DEFAULT_EVENT, block[6:], b"")
+    name, data = _fields(block)
+    return Frame(name or _DEFAULT_EVENT, b"\n".join(data), b"") if data else None
+
+
 def _decode_lines(block: bytes) -> Frame | None:
+    event, lines = _fields(block)
+    if not lines:
+        return None
+    data = b"\n".join(lines)
+    if len(lines) > 1 or not event:
+        parsed, is_json = _parse(data)
+        if is_json:
+            # In JSON a bare LF stands only between tokens, so the frame fits one data line unchanged.
+            data = data.replace(b"\n", b" ")
+        event = event or _type_of(parsed)
+    return Frame(event, data, encode_frame(event, data))
+
+
+def _fields(block: bytes) -> tuple[str, list[bytes]]:
+    """The event name, empty if there is none, and the data lines."""
     name = b""
     lines: list[bytes] = []
     for line in block.split(b"\n"):
@@ -166,17 +192,7 @@ def _decode_lines(block: bytes) -> Frame | None:
             lines.append(value.removeprefix(b" "))
         elif field == b"event":
             name = value.removeprefix(b" ")
-    if not lines:
-        return None
-    data = b"\n".join(lines)
-    event = name.decode("utf-8", "replace")
-    if len(lines) > 1 or not event:
-        parsed, is_json = _parse(data)
-        if is_json:
-            # In JSON a bare LF stands only between tokens, so the frame fits one data line unchanged.
-            data = data.replace(b"\n", b" ")
-        event = event or _type_of(parsed)
-    return Frame(event, data, encode_frame(event, data))
+    return name.decode("utf-8", "replace"), lines
 
 
 def _parse(data: bytes) -> tuple[object, bool]:

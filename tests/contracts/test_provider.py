@@ -16,9 +16,11 @@ from actors.errors import (
 from actors.providers.anthropic import AnthropicProvider
 from actors.providers.base import ForwardCall, Frame, Provider, ProviderCall
 from actors.providers.echo import EchoProvider
-from actors.providers.options import AnthropicOptions, EchoOptions
+from actors.providers.openai.provider import OpenaiProvider
+from actors.providers.options import AnthropicOptions, EchoOptions, OpenaiOptions, ProviderOptions
 from actors.providers.registry import open_providers
 from events.message import MessageFold
+from tests import fake_openai
 from tests.fake_upstream import (
     LAST_CHUNK,
     STREAM_HEAD,
@@ -251,6 +253,89 @@ class TestAnthropic(ProviderContract):
             assert source.upstream_request_id == "req_fake"
 
 
+class TestOpenai(ProviderContract):
+    fixed_ids = True
+
+    @pytest.fixture
+    async def upstream(self) -> AsyncIterator[FakeUpstream]:
+        async with open_upstream(fake_openai.speak) as upstream:
+            yield upstream
+
+    @pytest.fixture
+    async def provider(self, upstream: FakeUpstream) -> AsyncIterator[Provider]:
+        provider = OpenaiProvider(openai_options(upstream), trust_env=False)
+        yield provider
+        await provider.aclose()
+
+    async def test_the_upstream_is_called_by_its_own_name_for_the_model(
+        self, provider: Provider, upstream: FakeUpstream
+    ) -> None:
+        await provider.complete(call(upstream_model="theirs"))
+        await frames_of(provider, call(upstream_model="theirs"))
+        assert [orjson.loads(request.body)["model"] for request in upstream.requests] == ["theirs"] * 2
+
+    @pytest.mark.parametrize(
+        ("auth", "name", "value"), [("auto", "authorization", "Bearer sk-1"), ("api-key", "api-key", "sk-1")]
+    )
+    async def test_headers_and_the_query_of_the_base_url(
+        self, upstream: FakeUpstream, auth: str, name: str, value: str
+    ) -> None:
+        # Azure: https://learn.microsoft.com/azure/ai-services/openai/reference
+        base_url = f"{upstream.url}/v1/?api-version=2024-10-21"
+        provider = OpenaiProvider(openai_options(upstream, base_url=base_url, auth=auth), trust_env=False)
+        given = (("anthropic-beta", "a"), ("x-api-key", "mine"))
+        request = ProviderCall(body=call().body, fields=call().fields, model=MODEL, headers=given)
+        await provider.complete(request)
+        await provider.aclose()
+        assert upstream.requests[-1].path == "/v1/chat/completions?api-version=2024-10-21"
+        sent = upstream.requests[-1].headers
+        assert sent.pop(name) == value
+        assert sent.pop("user-agent").startswith("messagesd/")
+        assert sent.keys() == {"accept", "accept-encoding", "content-length", "content-type", "host"}
+
+    async def test_what_is_nested_too_deeply_to_be_written_is_the_clients_fault(
+        self, provider: Provider, upstream: FakeUpstream
+    ) -> None:
+        deep = orjson.loads(b'{"a":' * 300 + b"1" + b"}" * 300)
+        used = {"type": "tool_use", "id": "a", "name": "f", "input": deep}
+        for part in (
+            {"tools": [{"name": "f", "input_schema": deep}]},
+            {"messages": [{"role": "assistant", "content": [used]}]},
+        ):
+            request = ProviderCall(body=b"{}", fields={**call().fields, **part}, model=MODEL)
+            for ask in (provider.complete, provider.count_tokens):
+                with pytest.raises(ProviderError, match="nested too deeply") as caught:
+                    await ask(request)
+                assert caught.value.status == 400
+        assert upstream.connections == 0
+
+    async def test_a_refused_request_never_leaves(self, provider: Provider, upstream: FakeUpstream) -> None:
+        refused = call(tools=[{"type": "web_search_20250305", "name": "web_search"}])
+        for ask in (provider.complete, provider.count_tokens, lambda request: frames_of(provider, request)):
+            with pytest.raises(UnsupportedError, match=r"^tools\.0: ") as caught:
+                await ask(refused)
+            assert caught.value.status == 400
+        assert upstream.connections == 0
+
+    async def test_the_request_id_is_kept(self, provider: Provider) -> None:
+        assert (await provider.complete(call())).upstream_request_id == "req_fake"
+        async with provider.open_stream(call()) as source:
+            assert source.upstream_request_id == "req_fake"
+
+    async def test_a_connection_is_used_again_after_a_stream(
+        self, provider: Provider, upstream: FakeUpstream
+    ) -> None:
+        for _ in range(3):
+            await frames_of(provider, call())
+        assert upstream.connections == 1
+
+
+def openai_options(upstream: FakeUpstream, **options: Any) -> OpenaiOptions:
+    return OpenaiOptions.model_validate(
+        {"name": "p", "base_url": f"{upstream.url}/v1", "api_key": "sk-1"} | options
+    )
+
+
 def options_for(upstream: FakeUpstream, **options: Any) -> AnthropicOptions:
     return AnthropicOptions.model_validate(
         {"name": "p", "base_url": upstream.url, "api_key": "sk-1"} | options
@@ -289,9 +374,11 @@ class Lines:
 async def test_open_providers_builds_all_and_closes_them() -> None:
     async with open_upstream(_speak) as upstream:
         log = Lines()
-        options: list[AnthropicOptions | EchoOptions] = [options_for(upstream), EchoOptions(name="e")]
+        openai = openai_options(upstream, name="o")
+        options: list[ProviderOptions] = [options_for(upstream), EchoOptions(name="e"), openai]
         async with open_providers(options, log=log) as providers:
-            assert {name: p.kind for name, p in providers.items()} == {"p": "anthropic", "e": "echo"}
+            kinds = {name: p.kind for name, p in providers.items()}
+            assert kinds == {"p": "anthropic", "e": "echo", "o": "openai"}
             await providers["p"].complete(call())
             assert upstream.open == 1
             anthropic = providers["p"]
@@ -299,7 +386,7 @@ async def test_open_providers_builds_all_and_closes_them() -> None:
             await upstream.wait_open(0)
         with pytest.raises(UpstreamConnectionError):
             await anthropic.complete(call())
-        assert [line["provider"] for line in log.lines] == ["p", "e"]
+        assert [line["provider"] for line in log.lines] == ["p", "e", "o"]
         assert {line["action"] for line in log.lines} == {"provider.ready"}
 
 

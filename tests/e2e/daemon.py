@@ -106,7 +106,7 @@ class Process:
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours, without anything that configures a daemon."""
-    names = ("PORT", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY")
+    names = ("PORT", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL")
     kept = {
         name: value
         for name, value in os.environ.items()

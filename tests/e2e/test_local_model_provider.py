@@ -10,14 +10,36 @@ import pytest
 import trio
 
 from actors.errors import ProviderError, UpstreamStatusError
-from actors.providers.base import Provider
+from actors.providers.base import Provider, ProviderCall
 from actors.providers.local import Engine, LocalProvider, default_weights, local_available
-from actors.providers.options import LocalOptions
+from actors.providers.openai.provider import OpenaiProvider
+from actors.providers.options import LocalOptions, OpenaiOptions
 from actors.providers.registry import open_providers
 from tests.contracts.test_provider import ProviderContract, call, fold, frames_of
 
 REASON = local_available()
 needs_model = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+
+QUESTION = {"role": "user", "content": "What is the capital of France? Answer in one sentence."}
+CONVERSATIONS: list[dict[str, Any]] = [
+    {"messages": [QUESTION]},
+    {"messages": [QUESTION], "max_tokens": 3},
+    {
+        "system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "Hello."}, {"type": "text", "text": "Hi."}],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "Hi."}, {"type": "text", "text": "Yes?"}],
+            },
+            {"role": "user", "content": "What is one and one?"},
+        ],
+    },
+]
 
 
 def options(**more: Any) -> LocalOptions:
@@ -68,6 +90,34 @@ class TestLocal(ProviderContract):
                 assert await source.receive()
         with trio.fail_after(20):
             assert fold(await frames_of(provider, call())).finished
+
+    async def test_both_kinds_of_provider_give_one_message(self, provider: Provider) -> None:
+        assert isinstance(provider, LocalProvider)
+        await provider.start()
+        engine = provider._engine
+        assert engine is not None
+        given = {"name": "p", "base_url": f"{engine.base_url}/v1", "api_key": engine.key}
+        openai = OpenaiProvider(
+            OpenaiOptions.model_validate({**given, "max_idle_connections": 0}), trust_env=False
+        )
+        for fields in CONVERSATIONS:
+            asked = {"model": "local", "max_tokens": 12, "temperature": 0, **fields}
+            request = ProviderCall(body=orjson.dumps(asked), fields=asked, model="local")
+            counts = [await kind.count_tokens(request) for kind in (provider, openai)]
+            assert counts[0] == counts[1]
+            messages = []
+            for kind in (provider, openai):
+                messages.append(orjson.loads((await kind.complete(request)).body))
+                messages.append(fold(await frames_of(kind, request)).message())
+            for message in messages:
+                usage = message["usage"]
+                # How much of a prompt was cached depends on the calls before.
+                usage["input_tokens"] += usage.pop("cache_read_input_tokens")
+                assert usage["input_tokens"] == counts[0].input_tokens
+                assert message.pop("id").startswith("msg_")
+            assert messages == [messages[0]] * 4
+            assert messages[0]["content"][0]["text"]
+        await openai.aclose()
 
     async def test_it_can_be_closed_while_it_answers(self, provider: Provider) -> None:
         assert isinstance(provider, LocalProvider)

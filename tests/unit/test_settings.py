@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from actors.providers.options import AnthropicOptions, EchoOptions
+from actors.providers.options import AnthropicOptions, EchoOptions, OpenaiOptions
 from service import settings as settings_module
 from service.settings import (
     AuthSettings,
@@ -83,6 +83,28 @@ def test_anthropic_appears_with_its_key() -> None:
     assert "sk-ant-secret" not in repr(settings)
 
 
+def test_openai_appears_with_its_key() -> None:
+    settings = load(None, {"OPENAI_API_KEY": "sk-secret", "ANTHROPIC_API_KEY": "sk-ant-secret"})
+    assert [provider.kind for provider in settings.providers] == ["local", "anthropic", "openai"]
+    upstream = settings.providers[2]
+    assert isinstance(upstream, OpenaiOptions)
+    assert upstream.api_key is not None
+    assert upstream.api_key.get_secret_value() == "sk-secret"
+    assert str(upstream.base_url) == "https://api.openai.com/v1"
+    assert [(r.model, r.provider) for r in settings.routes] == [
+        ("claude-*", "anthropic"),
+        ("gpt-*", "openai"),
+        ("chatgpt-*", "openai"),
+        ("o[1-9]*", "openai"),
+        ("*", "local"),
+    ]
+    assert "sk-secret" not in repr(settings) + describe(settings)
+    elsewhere = load(None, {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "https://x.example/v1?api-version=1"})
+    upstream = elsewhere.providers[1]
+    assert isinstance(upstream, OpenaiOptions)
+    assert str(upstream.base_url) == "https://x.example/v1?api-version=1"
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8080", "http://localhost:8080/anthropic", "http://[::1]:8080"]
 )
@@ -90,6 +112,8 @@ def test_does_not_call_itself(url: str) -> None:
     settings = load(None, {"ANTHROPIC_API_KEY": "x", "ANTHROPIC_BASE_URL": url})
     assert [provider.name for provider in settings.providers] == ["local"]
     assert settings.notices == ("ANTHROPIC_BASE_URL is this daemon itself: anthropic is not configured",)
+    settings = load(None, {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": url})
+    assert settings.notices == ("OPENAI_BASE_URL is this daemon itself: openai is not configured",)
 
 
 def test_settings_alone_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

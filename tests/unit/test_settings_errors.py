@@ -207,10 +207,11 @@ def test_host_is_checked() -> None:
     ]
 
 
-def test_bad_anthropic_url_is_named() -> None:
-    found = problems(environ={"ANTHROPIC_API_KEY": "x", "ANTHROPIC_BASE_URL": "nonsense"})
+@pytest.mark.parametrize("kind", ["ANTHROPIC", "OPENAI"])
+def test_bad_default_url_is_named(kind: str) -> None:
+    found = problems(environ={f"{kind}_API_KEY": "x", f"{kind}_BASE_URL": "nonsense"})
     assert len(found) == 1
-    assert found[0].startswith("environment: ANTHROPIC_BASE_URL: Input should be a valid URL")
+    assert found[0].startswith(f"environment: {kind}_BASE_URL: Input should be a valid URL")
 
 
 def test_errors_show_no_secret() -> None:
