@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions, ProviderOptions
+from actors.webhooks.options import WebhookOptions
 from service.settings_sections import (
     AuthSettings,
     FieldError,
@@ -118,6 +119,7 @@ class Settings(BaseSettings):
     providers: tuple[ProviderOptions, ...] = (EchoOptions(name="echo"),)
     routes: tuple[RouteSettings, ...] = ()
     """Never empty once read: see :func:`derive_routes`."""
+    webhooks: tuple[WebhookOptions, ...] = ()
     _notices: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
@@ -187,6 +189,13 @@ class Settings(BaseSettings):
             raise FieldError(problems)
         return routes or derive_routes(providers)
 
+    @field_validator("webhooks")
+    @classmethod
+    def _check_webhooks(cls, webhooks: tuple[WebhookOptions, ...]) -> tuple[WebhookOptions, ...]:
+        if problems := _duplicates([webhook.name for webhook in webhooks]):
+            raise FieldError(problems)
+        return webhooks
+
 
 def _local_problem() -> str | None:
     """Why ``local`` cannot be used here; None if it can."""
@@ -255,20 +264,29 @@ def _build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _resolve_secrets(values: dict[str, Any], environ: Mapping[str, str]) -> list[tuple[Location, str]]:
     """Put the variable's value where ``env:NAME`` stands; return what could not be."""
     problems: list[tuple[Location, str]] = []
-    for table, field in (("keys", "key"), ("providers", "api_key")):
+
+    def resolved(written: object, location: Location) -> object:
+        if not isinstance(written, str) or not written.startswith("env:"):
+            return written
+        name = written.removeprefix("env:")
+        if not environ.get(name):
+            problems.append((location, f"the environment variable {name!r} is not set"))
+            return written
+        return environ[name]
+
+    for table, field in (("keys", "key"), ("providers", "api_key"), ("webhooks", "secrets")):
         items = values.get(table)
         if not isinstance(items, list):
             continue
         values[table] = items = [dict(item) if isinstance(item, Mapping) else item for item in items]
         for index, item in enumerate(items):
-            written = item.get(field) if isinstance(item, dict) else None
-            if not isinstance(written, str) or not written.startswith("env:"):
+            if not isinstance(item, dict) or field not in item:
                 continue
-            name = written.removeprefix("env:")
-            if environ.get(name):
-                item[field] = environ[name]
+            place = (table, index, field)
+            if isinstance(item[field], list):
+                item[field] = [resolved(one, (*place, n)) for n, one in enumerate(item[field])]
             else:
-                problems.append(((table, index, field), f"the environment variable {name!r} is not set"))
+                item[field] = resolved(item[field], place)
     return problems
 
 
