@@ -11,7 +11,7 @@ from actors.job import JobActor
 from actors.work import Watch
 from events.log.base import FrameCursor
 from events.projections import JobSnapshot
-from events.types import Headers, Mode
+from events.types import Headers, JobAccepted, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,26 @@ class SubmitJob:
     may_rerun: bool = True
     """False: rather fail than be run again after a restart."""
     idempotency_key: str | None = None
+    webhook: str | None = None
+    """The name of the endpoint that is told how it ended. Needs a detached job."""
+
+    def accepted(self, at: float) -> JobAccepted:
+        """The event that says it was taken on."""
+        return JobAccepted(
+            at=at,
+            owner=self.owner,
+            model=self.model,
+            mode=self.mode,
+            body=self.body,
+            detached=self.detached,
+            result_ttl_s=self.result_ttl_s,
+            headers=self.headers,
+            request_id=self.request_id,
+            may_rerun=self.may_rerun,
+            idempotency_key=self.idempotency_key,
+            body_sha256=body_digest(self.body) if self.idempotency_key is not None else None,
+            webhook=self.webhook,
+        )
 
 
 class Submission(NamedTuple):

@@ -29,6 +29,7 @@ from actors.submission import (
     check_cursor,
 )
 from actors.telemetry import Telemetry, log_job_end
+from actors.webhooks.webhooks import Webhooks
 from actors.work import Line, Watch, Work, attempt_started, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
@@ -53,7 +54,9 @@ class Supervisor:
         telemetry: Telemetry,
         logger: structlog.typing.FilteringBoundLogger,
         limits: SupervisorLimits,
+        webhooks: Webhooks | None = None,
     ) -> None:
+        """``webhooks`` hears of the jobs that name one."""
         self._nursery = nursery
         self._log = log
         self._snapshots = snapshots
@@ -63,6 +66,7 @@ class Supervisor:
         self._telemetry = telemetry
         self._logger = logger
         self._limits = limits
+        self._webhooks = webhooks
         self._running: dict[str, JobActor] = {}
         self._sizes: dict[str, int] = {}
         self._in_flight = 0
@@ -162,20 +166,7 @@ class Supervisor:
         job_id = str(uuid4())
         kept = command.detached or command.may_detach
         self._admit(job_id, command, kept=kept)
-        accepted = JobAccepted(
-            at=self._clock.now(),
-            owner=command.owner,
-            model=command.model,
-            mode=command.mode,
-            body=command.body,
-            detached=command.detached,
-            result_ttl_s=command.result_ttl_s,
-            headers=command.headers,
-            request_id=command.request_id,
-            may_rerun=command.may_rerun,
-            idempotency_key=command.idempotency_key,
-            body_sha256=body_digest(command.body) if command.idempotency_key is not None else None,
-        )
+        accepted = command.accepted(self._clock.now())
         work = Work(
             provider=target.provider,
             model=target.model,
@@ -265,6 +256,8 @@ class Supervisor:
         self._running[snapshot.job_id] = actor
         self._sizes[snapshot.job_id] = body_bytes
         self._nursery.start_soon(actor.run)
+        if snapshot.webhook is not None and self._webhooks is not None:
+            self._webhooks.job_started(actor, snapshot.webhook)
         return actor
 
     def _admit(self, job_id: str, command: SubmitJob, *, kept: bool) -> None:
@@ -351,6 +344,8 @@ class Supervisor:
         if not snapshot.ended:
             actor.logger.info("job left for the next start", action="job.left")
             return
+        if snapshot.webhook is not None and self._webhooks is not None:
+            self._webhooks.job_ended(actor.job_id)
         duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
         self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
         log_job_end(actor.logger, snapshot, frames=actor.frames, duration_s=duration_s)

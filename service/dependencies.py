@@ -7,6 +7,7 @@ import structlog
 from actors.clock import Clock
 from actors.router import Router
 from actors.supervisor import Supervisor
+from actors.webhooks.webhooks import Webhooks
 from events.log.base import EventLog
 from service.auth import Authenticator
 from service.metrics import Metrics
@@ -19,6 +20,7 @@ class Dependencies:
 
     settings: Settings
     supervisor: Supervisor
+    webhooks: Webhooks
     router: Router
     log: EventLog
     authenticator: Authenticator

@@ -25,6 +25,7 @@ from actors.recovery import recover
 from actors.router import Route, Router
 from actors.submission import SupervisorLimits
 from actors.supervisor import Supervisor
+from actors.webhooks.webhooks import Webhooks
 from events.log.base import EventLog
 from events.log.memory import MemoryLog
 from events.log.sqlite import open_sqlite_log
@@ -102,6 +103,7 @@ async def open_gateway(
                 logger=logger,
                 max_attempts=settings.jobs.max_attempts,
             )
+            actors.start_soon(dependencies.webhooks.run)
             async with trio.open_nursery() as connections:
                 await connections.start(server.run)
                 yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
@@ -110,6 +112,7 @@ async def open_gateway(
                 )
                 drain_until = trio.current_time() + settings.jobs.drain_s
                 await dependencies.supervisor.drain(settings.jobs.drain_s)
+                await dependencies.webhooks.drain(max(0.0, drain_until - trio.current_time()))
                 await server.close_idle()
                 server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
             actors.cancel_scope.cancel()
@@ -157,6 +160,7 @@ def _assemble(
     if log.durable:
         purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
         actors.start_soon(purge)
+    webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
     routes = [Route(route.model, route.provider, route.rename) for route in settings.routes]
     router = Router(routes, providers)
     supervisor = Supervisor(
@@ -175,11 +179,13 @@ def _assemble(
             max_resumed=settings.jobs.max_resumed,
             store_bodies=settings.log.store_bodies or not log.durable,
         ),
+        webhooks=webhooks,
     )
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
+        webhooks=webhooks,
         router=router,
         log=log,
         authenticator=Authenticator.of(settings),
@@ -188,6 +194,28 @@ def _assemble(
         started_at=clock.now(),
         logger=logger,
     )
+
+
+def _webhooks(
+    settings: Settings,
+    *,
+    log: EventLog,
+    clock: Clock,
+    metrics: Metrics,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> Webhooks:
+    webhooks = Webhooks(
+        settings.webhooks,
+        log=log,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        # The memory log keeps no records of its own beyond results.
+        history_s=settings.log.history_s if log.durable else 0.0,
+        public_url=str(settings.server.public_url or "").rstrip("/"),
+    )
+    metrics.watch_webhooks(lambda: webhooks.waiting)
+    return webhooks
 
 
 def _hypercorn_config(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Config:

@@ -32,7 +32,10 @@ _MAX_TOKENS = 2**53
 
 
 class Metrics:
-    """Implements :class:`actors.telemetry.Telemetry`. No method raises, whatever an upstream reports."""
+    """Implements :class:`actors.telemetry.Telemetry` and :class:`actors.webhooks.telemetry.WebhookTelemetry`.
+
+    No method raises, whatever an upstream reports.
+    """
 
     def __init__(self, providers: Sequence[str] = ()) -> None:
         """``providers`` are shown from the start; others from their first frame on."""
@@ -46,6 +49,8 @@ class Metrics:
         self._frames = self._counter("frames", "Frames received from upstream.", "provider")
         self._tokens = self._counter("tokens", "Tokens of ended jobs.", "direction")
         self._lagging = self._counter("lagging", "Watchers that fell behind and read from the log.")
+        self._webhooks = self._counter("webhook_tries", "Calls of webhook endpoints.", "endpoint", "outcome")
+        self._webhooks_waiting = self._gauge("webhook_deliveries_waiting", "Webhook deliveries not closed.")
         self._first_frame = Histogram(
             "messagesd_time_to_first_frame_seconds",
             "From a job being accepted to its first frame.",
@@ -90,6 +95,10 @@ class Metrics:
         """Read these two, which others count, whenever the metrics are rendered."""
         self._in_flight.set_function(in_flight)
         self._snapshot_bytes.set_function(snapshot_bytes)
+
+    def watch_webhooks(self, waiting: Callable[[], int]) -> None:
+        """Read this one in the same way."""
+        self._webhooks_waiting.set_function(waiting)
 
     def http_request(self, method: str, route: str | None, status: int) -> None:
         """A request was answered. ``route`` is the template (``/v1/jobs/<job_id>``), None if none matched."""
@@ -153,6 +162,10 @@ class Metrics:
     def lagged(self) -> None:
         """A watcher fell behind its buffer and reads from the log now."""
         self._lagging.inc()
+
+    def delivery_tried(self, endpoint: str, outcome: str) -> None:
+        """A call of a webhook endpoint has ended, or was not made."""
+        self._webhooks.labels(endpoint, outcome).inc()
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition of every metric, and its content type."""

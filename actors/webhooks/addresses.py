@@ -75,7 +75,7 @@ def is_public(address: Address) -> bool:
 
 def literal_address(host: str) -> Address | None:
     """The address a host is written as; None for a name (``localhost`` is one that says what it is)."""
-    if host.lower() == "localhost":
+    if host.lower().rstrip(".") == "localhost":
         return ipaddress.IPv4Address("127.0.0.1")
     try:
         return ipaddress.ip_address(host)

@@ -86,7 +86,7 @@ def test_the_samples_are_all_the_events_there_are() -> None:
 
 
 def test_the_fold_counts_tries_in_all_and_of_the_round() -> None:
-    history = [ACCEPTED, FAILED, FAILED, GIVEN_UP, AGAIN, FAILED]
+    history: list[DeliveryEvent] = [ACCEPTED, FAILED, FAILED, GIVEN_UP, AGAIN, FAILED]
     snapshot = project("whd_1", history)
     assert (snapshot.attempts, snapshot.round_attempts) == (4, 1)
     assert (snapshot.state, snapshot.next_attempt_at) == (DeliveryState.PENDING, FAILED.next_attempt_at)
