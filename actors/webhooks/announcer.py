@@ -153,6 +153,7 @@ class Announcer:
             self._logger.warning("deliveries not recorded yet", action="webhook.record_delayed")
             # Those of them that were recorded are recognised by their ids.
             self._owed.extendleft(reversed(batch))
+            self._recording = 0
             await trio.sleep(RETRY_S)
         finally:
             self._recording = 0
