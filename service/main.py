@@ -251,13 +251,17 @@ async def serve(settings: Settings) -> None:
 
 
 def banner(settings: Settings, gateway: Gateway) -> str:
-    """What the operator sees at start: address, providers, routes, log, and who may call."""
+    """What the operator sees at start: address, providers, routes, webhooks, log, and who may call."""
     lines = [f"messagesd listens on {', '.join(gateway.urls)}"]
     lines += [f"  note: {notice}" for notice in settings.notices]
     lines += [f"  provider {provider.name} ({provider.kind})" for provider in settings.providers]
     for route in settings.routes:
         renamed = f" as {route.rename}" if route.rename else ""
         lines.append(f"  route {route.model} -> {route.provider}{renamed}")
+    lines += [
+        f"  webhook {webhook.name}" + ("" if webhook.enabled else " (disabled)")
+        for webhook in settings.webhooks
+    ]
     durable = "" if gateway.log.durable else " (nothing outlives the process)"
     lines.append(f"  log {settings.log.url}{durable}")
     anonymous = gateway.dependencies.authenticator.anonymous_allowed

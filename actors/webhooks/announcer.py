@@ -101,13 +101,12 @@ class Announcer:
 
     async def _take_up(self) -> None:
         """Queue every delivery that is not closed."""
-        while True:
-            try:
-                unfinished = await self._store.open()
-                break
-            except EventsError:
-                self._logger.exception("deliveries not read yet", action="webhook.take_up_delayed")
-                await trio.sleep(RETRY_S)
+        try:
+            unfinished = await self._unfinished()
+        except EventsError:
+            # Those of this process are delivered all the same.
+            self._logger.exception("deliveries cannot be read", action="webhook.take_up_failed")
+            return
         for snapshot in unfinished:
             reason = self._refusal(snapshot.endpoint, snapshot.event)
             if reason is None:
@@ -116,6 +115,14 @@ class Announcer:
                 await self._skip(snapshot, reason)
         if unfinished:
             self._logger.info("deliveries taken up", action="webhook.taken_up", deliveries=len(unfinished))
+
+    async def _unfinished(self) -> list[DeliverySnapshot]:
+        while True:
+            try:
+                return await self._store.open()
+            except LogUnavailableError:
+                self._logger.warning("deliveries not read yet", action="webhook.take_up_delayed")
+                await trio.sleep(RETRY_S)
 
     async def _skip(self, snapshot: DeliverySnapshot, reason: str) -> None:
         while True:

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from actors.clock import Clock
-from actors.webhooks.client import Answered
+from actors.webhooks.client import Answered, NotReached, Outcome
 from actors.webhooks.dispatcher import Dispatcher, Lane
 from actors.webhooks.telemetry import WebhookTelemetry
 from events.deliveries import progress_id, progress_payload
@@ -104,8 +104,12 @@ class Progress:
     async def _call(self, followed: _Followed, cursor: FrameCursor) -> None:
         job_id, endpoint, at = followed.job.job_id, followed.lane.endpoint, self._clock.now()
         body = progress_payload(at=at, job_id=job_id, result_url=followed.result_url, cursor=str(cursor))
+        outcome: Outcome = NotReached("it crashed")
         try:
             outcome = await endpoint.post(progress_id(job_id, str(cursor)), body, at=at)
+        except Exception:
+            # The nursery is every job's: what left it here would end them all.
+            self._logger.exception("progress crashed", action="webhook.crashed", job_id=job_id)
         finally:
             followed.calling = False
             followed.lane.in_flight -= 1

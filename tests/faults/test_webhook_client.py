@@ -7,6 +7,8 @@ from ipaddress import ip_address
 import pytest
 import trio
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from actors.webhooks.addresses import Address, Resolve
@@ -328,3 +330,8 @@ async def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
 )
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float) -> None:
     assert retry_after_s(value, now=1_000.0) == seconds
+
+
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,3} Jan [0-9]{1,12} [0-9:]{1,9} [+-]?[A-Z0-9]{1,6}"))
+def test_whatever_it_says_it_is_a_time_to_come(value: str) -> None:
+    assert retry_after_s(value, now=1_000.0) >= 0.0
