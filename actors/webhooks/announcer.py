@@ -128,11 +128,17 @@ class Announcer:
         while True:
             try:
                 event = DeliverySkipped(at=self._clock.now(), reason=reason)
-                await self._store.append(snapshot, snapshot.delivery_id, event)
+                snapshot = await self._store.append(snapshot, snapshot.delivery_id, event)
             except LogUnavailableError:
                 await trio.sleep(RETRY_S)
+            except EventsError:
+                self._logger.exception(
+                    "delivery not skipped", action="webhook.record_failed", delivery_id=snapshot.delivery_id
+                )
+                return
             else:
-                return self._tell_skipped(snapshot)
+                self._tell_skipped(snapshot)
+                return
 
     async def _catch_up(self) -> None:
         """Record the deliveries that are missing, a bounded number at a time."""

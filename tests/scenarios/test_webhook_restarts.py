@@ -13,7 +13,7 @@ from events.errors import UnknownJobError
 from events.state import JobState
 from service.main import Gateway
 from tests.scenarios.restarts import Place, no_writes, place, result, submit, until_logged
-from tests.scenarios.test_webhooks import closed, deliveries, redeliver
+from tests.scenarios.webhooks import closed, deliveries, redeliver
 from tests.support.gateway import open_fake_gateway, request
 from tests.support.providers import PATIENCE_S, FakeProvider
 from tests.support.receiver import STALL, open_receiver

@@ -10,49 +10,11 @@ from standardwebhooks.webhooks import Webhook
 from trio.testing import MockClock
 
 from actors.errors import UpstreamStatusError
-from service.main import Gateway
 from tests.fake_upstream import Exchange, open_upstream
-from tests.support.gateway import BODY, Answer, open_fake_gateway, post, request, start
+from tests.scenarios.webhooks import closed, deliveries, moment, submit, times
+from tests.support.gateway import BODY, open_fake_gateway, post, request
 from tests.support.providers import FakeProvider
-from tests.support.receiver import OTHER_SECRET, SECRET, STALL, Heard, Receiver, open_receiver
-
-HOOK = {"x-bf-async": "true", "x-bf-async-webhook": "hook"}
-
-
-async def submit(gateway: Gateway, **headers: str) -> str:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    answer = await post(gateway.url, HOOK | named)
-    assert answer.status == 200, answer.body
-    return answer.job_id
-
-
-async def deliveries(gateway: Gateway, query: str = "") -> list[dict[str, Any]]:
-    answer = await request(gateway.url, "GET", f"/v1/webhooks/deliveries{query}")
-    assert answer.status == 200, answer.body
-    found: list[dict[str, Any]] = answer.json["data"]
-    return found
-
-
-async def closed(gateway: Gateway, count: int = 1) -> list[dict[str, Any]]:
-    """The deliveries, once so many of them are closed."""
-    pause_s = 0.05
-    while True:
-        found = await deliveries(gateway)
-        if sum(one["status"] != "pending" for one in found) >= count:
-            return found
-        # Virtual time: what is looked at is when the calls came, not when this looked.
-        await trio.sleep(pause_s)
-        pause_s *= 1.5
-
-
-def moment(delivery: dict[str, Any], name: str) -> float:
-    return datetime.fromisoformat(delivery[name]).timestamp()
-
-
-def times(heard: list[Heard]) -> list[float]:
-    """When each call came, from the first on, to a tenth."""
-    return [round(one.at - heard[0].at, 1) for one in heard]
-
+from tests.support.receiver import OTHER_SECRET, SECRET, STALL, Receiver, open_receiver
 
 # --- what they hear ---------------------------------------------------------------------------------
 
@@ -357,106 +319,3 @@ async def test_calls_at_once_are_bounded_for_each_endpoint(http_clock: MockClock
             slow.release.set()
             await closed(gateway, 6)
     assert (len(slow.heard), slow.most_at_once) == (5, 2)
-
-
-# --- progress -----------------------------------------------------------------------------------------
-
-
-async def test_progress_is_told_once_a_second_with_a_cursor_to_resume_from(http_clock: MockClock) -> None:
-    provider = FakeProvider(deltas=50, delay_s=0.1)
-    async with open_receiver() as receiver:
-        table = receiver.table(progress=True)
-        async with open_fake_gateway(provider, webhooks=[table]) as gateway:
-            job_id = await submit(gateway)
-            heard = await receiver.until(3)
-            cursor = heard[-1].body["data"]["cursor"]
-            headers = {"last-event-id": cursor}
-            async with start(gateway.url, "GET", f"/v1/jobs/{job_id}/stream", headers) as call:
-                await call.head()
-                (event,) = await call.events(1)
-            assert event.id is not None
-            assert int(event.id.removeprefix("1-")) == int(cursor.removeprefix("1-")) + 1
-            await closed(gateway)
-    progress, last = receiver.heard[:-1], receiver.heard[-1]
-    assert {one.body["event"] for one in progress} == {"async_job.progress"}
-    assert last.body["event"] == "async_job.completed"
-    assert [later - sooner for sooner, later in zip(times(progress), times(progress)[1:], strict=False)] == [
-        1.0
-    ] * (len(progress) - 1)
-    assert 4 <= len(progress) <= 6
-    assert len({one.id for one in receiver.heard}) == len(receiver.heard)
-    data = progress[0].body["data"]
-    assert data == {
-        "job_id": job_id,
-        "request_type": "messages",
-        "status": "processing",
-        "status_code": 200,
-        "result_url": f"/v1/jobs/{job_id}/result",
-        "result_expires_at": None,
-        "cursor": data["cursor"],
-    }
-
-
-async def test_progress_is_not_tried_again_and_holds_up_no_delivery(http_clock: MockClock) -> None:
-    provider = FakeProvider(deltas=20, delay_s=0.1)
-    async with open_receiver(STALL) as receiver:
-        table = receiver.table(progress=True, max_concurrency=2, timeout_s=60)
-        async with open_fake_gateway(provider, webhooks=[table]) as gateway:
-            await submit(gateway)
-            heard = await receiver.until(2)
-            # One call at a time for a job: the stalled one is not followed by another.
-            assert [one.body["event"] for one in heard] == ["async_job.progress", "async_job.completed"]
-            receiver.release.set()
-            await closed(gateway)
-            metrics = (await request(gateway.url, "GET", "/metrics")).body.decode()
-    assert 'outcome="progress_sent"} 1.0' in metrics
-    assert len(receiver.heard) == 2
-
-
-# --- again ---------------------------------------------------------------------------------------------
-
-
-async def redeliver(gateway: Gateway, delivery_id: str) -> Answer:
-    return await request(gateway.url, "POST", f"/v1/webhooks/deliveries/{delivery_id}/redeliver")
-
-
-async def test_a_delivery_can_be_sent_again_under_its_id(http_clock: MockClock) -> None:
-    async with (
-        open_receiver(400, 500, 200) as receiver,
-        open_fake_gateway(webhooks=[receiver.table()]) as gateway,
-    ):
-        await submit(gateway)
-        (failed,) = await closed(gateway)
-        again = await redeliver(gateway, failed["id"])
-        assert again.status == 200
-        assert (again.json["status"], again.json["ended_at"]) == ("pending", None)
-        await receiver.until(2)
-        busy = await redeliver(gateway, failed["id"])
-        assert (busy.status, busy.error_type) == (409, "conflict_error")
-        (delivered,) = await closed(gateway)
-        unknown = await redeliver(gateway, "whd_nothing")
-        assert (unknown.status, unknown.error_type) == (404, "not_found_error")
-        await redeliver(gateway, failed["id"])
-        await receiver.until(4)
-    assert (delivered["status"], delivered["attempts"]) == ("delivered", 3)
-    assert {heard.id for heard in receiver.heard} == {failed["id"]}
-    assert times(receiver.heard[1:3]) == [0, 30]
-
-
-async def test_deliveries_are_listed_a_page_at_a_time(http_clock: MockClock) -> None:
-    async with open_receiver() as receiver, open_fake_gateway(webhooks=[receiver.table()]) as gateway:
-        jobs = []
-        for count in range(1, 4):
-            jobs.append(await submit(gateway))
-            newest = await closed(gateway, count)
-        assert [one["job_id"] for one in newest] == jobs[::-1]
-        page = await request(gateway.url, "GET", "/v1/webhooks/deliveries?limit=2")
-        assert ([one["job_id"] for one in page.json["data"]], page.json["has_more"]) == (jobs[:0:-1], True)
-        rest = await deliveries(gateway, f"?limit=2&after_id={page.json['last_id']}")
-        assert [one["job_id"] for one in rest] == jobs[:1]
-        back = await deliveries(gateway, f"?limit=2&before_id={rest[0]['id']}")
-        assert [one["job_id"] for one in back] == jobs[:0:-1]
-        assert [one["job_id"] for one in await deliveries(gateway, f"?job_id={jobs[1]}")] == [jobs[1]]
-        for query, status in (("after_id=x", 404), ("limit=0", 400), (f"job_id={jobs[0]}&after_id=x", 400)):
-            answer = await request(gateway.url, "GET", f"/v1/webhooks/deliveries?{query}")
-            assert answer.status == status
