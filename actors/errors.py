@@ -13,6 +13,9 @@
     +-- NoSuchModelError              no route and no provider for the model             404
     +-- JobNotFoundError              unknown, expired, or another owner's: one answer   404
     +-- JobConflictError              the job's state forbids it                         409
+    +-- WebhookRefusedError           no such endpoint, or a disabled one                400
+    +-- DeliveryNotFoundError         no such delivery of a webhook                      404
+    +-- DeliveryConflictError         the delivery's state forbids it                    409
 
 No error of this tree ever carries a provider key or an address: they are shown to clients as they are.
 """

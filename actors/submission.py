@@ -39,6 +39,26 @@ class SubmitJob:
     may_rerun: bool = True
     """False: rather fail than be tried again, after a failure or a restart."""
     idempotency_key: str | None = None
+    webhook: str | None = None
+    """The name of the endpoint that is told how it ended. Needs a detached job."""
+
+    def accepted(self, at: float) -> JobAccepted:
+        """The event that says it was taken on."""
+        return JobAccepted(
+            at=at,
+            owner=self.owner,
+            model=self.model,
+            mode=self.mode,
+            body=self.body,
+            detached=self.detached,
+            result_ttl_s=self.result_ttl_s,
+            headers=self.headers,
+            request_id=self.request_id,
+            may_rerun=self.may_rerun,
+            idempotency_key=self.idempotency_key,
+            body_sha256=body_digest(self.body) if self.idempotency_key is not None else None,
+            webhook=self.webhook,
+        )
 
 
 class Submission(NamedTuple):
@@ -82,21 +102,7 @@ def provider_call(command: SubmitJob, course: Course) -> ProviderCall:
 
 def first_events(command: SubmitJob, course: Course, *, at: float) -> list[Event]:
     """The job was taken on; and, if it has its place already, its first attempt starts: committed as one."""
-    keyed = command.idempotency_key is not None
-    accepted = JobAccepted(
-        at=at,
-        owner=command.owner,
-        model=command.model,
-        mode=command.mode,
-        body=command.body,
-        detached=command.detached,
-        result_ttl_s=command.result_ttl_s,
-        headers=command.headers,
-        request_id=command.request_id,
-        may_rerun=command.may_rerun,
-        idempotency_key=command.idempotency_key,
-        body_sha256=body_digest(command.body) if keyed else None,
-    )
+    accepted = command.accepted(at)
     return [accepted, attempt_started(course, attempt=1, at=at)] if course.begun else [accepted]
 
 

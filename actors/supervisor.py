@@ -30,6 +30,7 @@ from actors.submission import (
 )
 from actors.targets import Course, NoTargetError, Targets
 from actors.telemetry import Telemetry, log_job_end
+from actors.webhooks.webhooks import Webhooks
 from actors.work import Watch, Work, is_stream
 from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
@@ -54,7 +55,9 @@ class Supervisor:
         telemetry: Telemetry,
         logger: structlog.typing.FilteringBoundLogger,
         limits: SupervisorLimits,
+        webhooks: Webhooks | None = None,
     ) -> None:
+        """``webhooks`` hears of the jobs that name one."""
         self._nursery = nursery
         self._log = log
         self._snapshots = snapshots
@@ -64,6 +67,7 @@ class Supervisor:
         self._telemetry = telemetry
         self._logger = logger
         self._limits = limits
+        self._webhooks = webhooks
         self._running: dict[str, JobActor] = {}
         self._sizes: dict[str, int] = {}
         self._in_flight = 0
@@ -274,6 +278,8 @@ class Supervisor:
         self._running[snapshot.job_id] = actor
         self._sizes[snapshot.job_id] = body_bytes
         self._nursery.start_soon(actor.run)
+        if snapshot.webhook is not None and self._webhooks is not None:
+            self._webhooks.job_started(actor, snapshot.webhook)
         return actor
 
     def _admit(self, job_id: str, command: SubmitJob, course: Course, *, kept: bool) -> None:
@@ -365,6 +371,8 @@ class Supervisor:
         if not snapshot.ended:
             actor.logger.info("job left for the next start", action="job.left")
             return
+        if snapshot.webhook is not None and self._webhooks is not None:
+            self._webhooks.job_ended(actor.job_id)
         duration_s = (snapshot.ended_at or self._clock.now()) - snapshot.created_at
         self._telemetry.job_ended(snapshot.mode, snapshot.state, duration_s, snapshot.usage)
         log_job_end(actor.logger, snapshot, frames=actor.frames, duration_s=duration_s)

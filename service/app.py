@@ -24,15 +24,15 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from service.auth import AuthenticationError, Principal
+from service.auth import AuthenticationError, PermissionDeniedError, Principal
 from service.dependencies import Dependencies
 from service.direct import DirectCall, DirectRoute, Respond
 from service.errors import InvalidRequestError, NotFoundError, failure_of
 from service.http import Reply, ReplyStream, Request, RequestHeaders
 from service.openapi import Documentation
-from service.preferences import ASYNC, ASYNC_ID
+from service.preferences import ASYNC, ASYNC_ID, WEBHOOK
 from service.replies import error_reply
-from service.routes import count_tokens, health, jobs, messages, models
+from service.routes import count_tokens, health, jobs, messages, models, webhooks
 
 PREFIX = "/anthropic"
 EXCHANGE = "messagesd.exchange"
@@ -71,7 +71,7 @@ class Route:
     rule: str
     handler: Handler[...]
     access: str = "key"
-    """``key``, ``keyed`` (a key as soon as keys are configured), or ``open``."""
+    """``key``, ``admin``, ``keyed`` (a key as soon as keys are configured), or ``open``."""
     makes_jobs: bool = False
 
 
@@ -224,6 +224,8 @@ def _authenticated(deps: Dependencies, headers: RequestHeaders, access: str) -> 
     principal = deps.authenticator.authenticate(headers)
     if access == "keyed" and principal.anonymous:
         raise AuthenticationError("this path asks for a key, also where anonymous calls are allowed")
+    if access == "admin" and deps.authenticator.keys_configured and not principal.admin:
+        raise PermissionDeniedError("this path is for admin keys")
     return principal
 
 
@@ -244,7 +246,7 @@ async def _answer(
     exchange.route = route.rule
     try:
         principal = _authenticated(deps, headers, route.access)
-        if not route.makes_jobs and route.access == "key":
+        if not route.makes_jobs and route.access in ("key", "admin"):
             _refuse_job_headers(headers)
         request = Request(
             method=method,
@@ -294,6 +296,8 @@ def _refuse_job_headers(headers: RequestHeaders) -> None:
         raise InvalidRequestError(f"{ASYNC}: only POST /v1/messages runs as an async job")
     if ASYNC_ID in headers:
         raise NotFoundError(f"{ASYNC_ID}: jobs are polled at POST /v1/messages")
+    if WEBHOOK in headers:
+        raise InvalidRequestError(f"{WEBHOOK}: only POST /v1/messages takes a webhook")
 
 
 def _origin(deps: Dependencies, scheme: str, headers: RequestHeaders) -> str:
@@ -353,9 +357,12 @@ def create_app(deps: Dependencies) -> GatewayApp:
     route("/v1/jobs", jobs.list_jobs)
     route("/v1/jobs/<job_id>", jobs.get_job)
     route("/v1/jobs/<job_id>", jobs.delete_job, "DELETE")
+    route("/v1/jobs/<job_id>/result", jobs.job_result)
     route("/v1/jobs/<job_id>/events", jobs.job_events)
     route("/v1/jobs/<job_id>/stream", jobs.job_stream)
     route("/v1/jobs/<job_id>/cancel", jobs.cancel_job, "POST")
+    route("/v1/webhooks/deliveries", webhooks.list_deliveries, access="admin")
+    route("/v1/webhooks/deliveries/<delivery_id>/redeliver", webhooks.redeliver, "POST", access="admin")
     route("/", health.root, access="open")
     route("/api/hello", health.root, access="open")
     route("/healthz", health.healthz, access="open")

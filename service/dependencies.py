@@ -8,6 +8,7 @@ from actors.clock import Clock
 from actors.router import Router
 from actors.supervisor import Supervisor
 from actors.targets import Targets
+from actors.webhooks.webhooks import Webhooks
 from events.log.base import EventLog
 from service.auth import Authenticator
 from service.heartbeat import Heartbeat
@@ -21,6 +22,7 @@ class Dependencies:
 
     settings: Settings
     supervisor: Supervisor
+    webhooks: Webhooks
     router: Router
     targets: Targets
     log: EventLog

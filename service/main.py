@@ -29,6 +29,7 @@ from actors.router import Route, Router, RouteTarget
 from actors.submission import SupervisorLimits
 from actors.supervisor import Supervisor
 from actors.targets import Targets
+from actors.webhooks.webhooks import Webhooks
 from events.log.base import EventLog
 from events.log.memory import MemoryLog
 from events.log.sqlite import open_sqlite_log
@@ -112,6 +113,7 @@ async def open_gateway(
                 logger=logger,
                 max_attempts=settings.jobs.max_attempts,
             )
+            actors.start_soon(dependencies.webhooks.run)
             async with trio.open_nursery() as connections:
                 await connections.start(server.run)
                 yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
@@ -120,6 +122,7 @@ async def open_gateway(
                 )
                 drain_until = trio.current_time() + settings.jobs.drain_s
                 await dependencies.supervisor.drain(settings.jobs.drain_s)
+                await dependencies.webhooks.drain(max(0.0, drain_until - trio.current_time()))
                 await server.close_idle()
                 server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
             actors.cancel_scope.cancel()
@@ -182,6 +185,7 @@ def _assemble(
         actors.start_soon(purge)
     heartbeat = Heartbeat(settings.jobs.heartbeat_s)
     actors.start_soon(heartbeat.run)
+    webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
     supervisor = Supervisor(
         nursery=actors,
         log=log,
@@ -198,12 +202,14 @@ def _assemble(
             max_resumed=settings.jobs.max_resumed,
             store_bodies=settings.log.store_bodies or not log.durable,
         ),
+        webhooks=webhooks,
     )
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
     metrics.watch_targets(targets)
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
+        webhooks=webhooks,
         router=router,
         targets=targets,
         log=log,
@@ -219,6 +225,28 @@ def _assemble(
 def _route(route: RouteSettings) -> Route:
     tried = [RouteTarget(target.provider, target.rename, target.weight) for target in route.tried]
     return Route(route.model, targets=tuple(tried), fallbacks=route.fallbacks)
+
+
+def _webhooks(
+    settings: Settings,
+    *,
+    log: EventLog,
+    clock: Clock,
+    metrics: Metrics,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> Webhooks:
+    webhooks = Webhooks(
+        settings.webhooks,
+        log=log,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        # The memory log keeps no records of its own beyond results.
+        history_s=settings.log.history_s if log.durable else 0.0,
+        public_url=str(settings.server.public_url or "").rstrip("/"),
+    )
+    metrics.watch_webhooks(lambda: webhooks.waiting)
+    return webhooks
 
 
 def _hypercorn_config(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Config:
@@ -256,11 +284,15 @@ async def serve(settings: Settings) -> None:
 
 
 def banner(settings: Settings, gateway: Gateway) -> str:
-    """What the operator sees at start: address, providers, routes, log, and who may call."""
+    """What the operator sees at start: address, providers, routes, webhooks, log, and who may call."""
     lines = [f"messagesd listens on {', '.join(gateway.urls)}"]
     lines += [f"  note: {notice}" for notice in settings.notices]
     lines += [f"  provider {provider.name} ({provider.kind})" for provider in settings.providers]
     lines += [f"  route {route.model} -> {_destination(route)}" for route in settings.routes]
+    lines += [
+        f"  webhook {webhook.name}" + ("" if webhook.enabled else " (disabled)")
+        for webhook in settings.webhooks
+    ]
     durable = "" if gateway.log.durable else " (nothing outlives the process)"
     lines.append(f"  log {settings.log.url}{durable}")
     anonymous = gateway.dependencies.authenticator.anonymous_allowed

@@ -37,7 +37,10 @@ _MAX_TOKENS = 2**53
 
 
 class Metrics:
-    """Implements :class:`actors.telemetry.Telemetry`. No method raises, whatever an upstream reports."""
+    """Implements :class:`actors.telemetry.Telemetry` and :class:`actors.webhooks.telemetry.WebhookTelemetry`.
+
+    No method raises, whatever an upstream reports.
+    """
 
     def __init__(self, providers: Sequence[str] = ()) -> None:
         """``providers`` are shown from the start; others from their first frame on."""
@@ -55,6 +58,8 @@ class Metrics:
             "attempts_failed", "Attempts at an upstream that failed, by what followed.", "provider", "next"
         )
         self._circuits_opened = self._counter("circuits_opened", "Circuits that opened.", "provider")
+        self._webhooks = self._counter("webhook_tries", "Calls of webhook endpoints.", "endpoint", "outcome")
+        self._webhooks_waiting = self._gauge("webhook_deliveries_waiting", "Webhook deliveries not closed.")
         self._first_frame = Histogram(
             "messagesd_time_to_first_frame_seconds",
             "From a job being accepted to its first frame.",
@@ -107,6 +112,10 @@ class Metrics:
     def watch_targets(self, targets: Targets) -> None:
         """Read where providers and circuits stand whenever the metrics are rendered."""
         self.registry.register(_TargetsCollector(targets))
+
+    def watch_webhooks(self, waiting: Callable[[], int]) -> None:
+        """Read this one in the same way."""
+        self._webhooks_waiting.set_function(waiting)
 
     def http_request(self, method: str, route: str | None, status: int) -> None:
         """A request was answered. ``route`` is the template (``/v1/jobs/<job_id>``), None if none matched."""
@@ -178,6 +187,10 @@ class Metrics:
     def circuit_opened(self, provider: str) -> None:
         """One of a provider's targets is left alone for a while."""
         self._circuits_opened.labels(provider).inc()
+
+    def delivery_tried(self, endpoint: str, outcome: str) -> None:
+        """A call of a webhook endpoint has ended, or was not made."""
+        self._webhooks.labels(endpoint, outcome).inc()
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition of every metric, and its content type."""

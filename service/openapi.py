@@ -55,6 +55,7 @@ _INFO = Info(
 _TAGS: list[Tag | dict[str, Any]] = [
     Tag(name="messages", description="Messages, made plain, streamed or as async jobs."),
     Tag(name="jobs", description="Every request is a job: look at it, watch it, cancel it."),
+    Tag(name="webhooks", description="What endpoints were told about jobs. For admin keys."),
     Tag(name="models", description="What can be asked for."),
     Tag(name="gateway", description="The daemon itself."),
 ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json
 
+from events.deliveries import DeliveryState, WebhookEvent
 from events.types import Mode
 from service.preferences import ASYNC_ID
 from service.routes.pagination import DEFAULT_LIMIT, MAX_CURSOR_CHARS, MAX_LIMIT
@@ -177,6 +178,36 @@ class JobEvents(_Answer):
     has_more: Annotated[bool, Field(description="Read on with `after` = the last `seq`.")]
 
 
+class WebhookDelivery(_Answer):
+    """A webhook endpoint being told how a job ended."""
+
+    id: Annotated[str, Field(description="The `webhook-id` of every try.")]
+    type: Literal["webhook_delivery"]
+    status: Annotated[
+        DeliveryState,
+        Field(description="`skipped`: the configuration says that nothing is sent. `failed`: given up."),
+    ]
+    endpoint: str
+    event: WebhookEvent
+    job_id: JobId
+    owner: Annotated[str, Field(description="Name of the key that submitted the job.")]
+    created_at: Timestamp
+    attempts: Annotated[int, Field(ge=0, description="Tries in all, redeliveries included.")]
+    next_attempt_at: Timestamp | None
+    ended_at: Timestamp | None
+    last_status_code: Annotated[int | None, Field(description="What the endpoint answered to the last try.")]
+    last_error: str | None
+
+
+class WebhookDeliveryList(_Answer):
+    """A page of deliveries, newest first."""
+
+    data: list[WebhookDelivery]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
 class Model(_Answer):
     """A model that can be asked for."""
 
@@ -250,6 +281,11 @@ class MessageHeaders(BaseModel):
     x_bf_detach: Flag | None = Field(
         None, description="`true`: a plain or streamed job that goes on when the client leaves."
     )
+    x_bf_async_webhook: str | None = Field(
+        None,
+        description="The name of a configured endpoint that is told how the job ended, with a signed call. "
+        "For async and detached jobs. Unknown or disabled: 400.",
+    )
     prefer: str | None = Field(
         None,
         description="`wait=S` (RFC 7240): answer with the pending body after S seconds, and let the job go "
@@ -258,6 +294,16 @@ class MessageHeaders(BaseModel):
     )
     anthropic_version: str | None = Field(None, description="Passed on.", examples=["2023-06-01"])
     anthropic_beta: str | None = Field(None, description="Passed on, as is every other `anthropic-*` header.")
+
+
+class ResultHeaders(BaseModel):
+    """How long to wait for a result."""
+
+    prefer: str | None = Field(
+        None,
+        description="`wait=S` (RFC 7240): wait up to S seconds for the job's end.",
+        examples=["wait=10"],
+    )
 
 
 class ForwardedHeaders(BaseModel):
@@ -301,6 +347,14 @@ class JobsQuery(ListQuery):
 
     status: JobStatus | None = Field(None, description="Only jobs in this state.")
     model: str | None = Field(None, description="Only jobs for this model, spelt as it was asked for.")
+
+
+class DeliveriesQuery(ListQuery):
+    """Which deliveries."""
+
+    job_id: JobId | None = Field(
+        None, description="Only those of this job: one page, without `after_id` and `before_id`."
+    )
 
 
 class EventsQuery(BaseModel):

@@ -55,7 +55,7 @@ class Operation:
     summary: str
     description: str = ""
     access: str = "key"
-    """``key``; ``open``; or ``keyed``: asks for a key as soon as keys are configured."""
+    """``key``; ``admin``; ``open``; or ``keyed``: asks for a key as soon as keys are configured."""
     query: type[BaseModel] | None = None
     headers: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
@@ -76,7 +76,7 @@ class Operation:
         statuses = {*self.errors, *_ANY_ROUTE}
         if self.access != "open":
             statuses.update(_CREDENTIALS)
-        if self.access == "key":
+        if self.access in ("key", "admin"):
             statuses.update(_NO_JOB_HERE)
         if self.body is not None:
             statuses.update(_READS_BODY)
@@ -205,6 +205,23 @@ _JOBS = {
         answers={200: Answer(description="It is gone.", model=models.JobDeleted)},
         errors=(409,),
     ),
+    ("GET", "/v1/jobs/<job_id>/result"): Operation(
+        id="job_result",
+        tag="jobs",
+        summary="Read a job's result",
+        description="What a poll answers: the pending body, the Message, or the job's own error. A webhook "
+        "names this address as `result_url`.",
+        path=_JOB_ID,
+        headers=models.ResultHeaders,
+        answers={
+            200: Answer(
+                description="The Message, or the pending body.",
+                model=Message,
+                headers=(*JOB_HEADERS, "retry-after", "preference-applied"),
+            )
+        },
+        upstream=True,
+    ),
     ("GET", "/v1/jobs/<job_id>/events"): Operation(
         id="job_events",
         tag="jobs",
@@ -247,6 +264,35 @@ _JOBS = {
         path=_JOB_ID,
         answers={200: Answer(description="The job.", model=models.Job, headers=JOB_HEADERS)},
         errors=(529,),
+    ),
+}
+
+_WEBHOOKS = {
+    ("GET", "/v1/webhooks/deliveries"): Operation(
+        id="list_deliveries",
+        tag="webhooks",
+        summary="List webhook deliveries",
+        description="Everybody's, newest first. For admin keys.",
+        access="admin",
+        query=models.DeliveriesQuery,
+        answers={
+            200: Answer(
+                description="A page.",
+                model=models.WebhookDeliveryList,
+                links=MappingProxyType({"redeliver": {"delivery_id": "$response.body#/data/0/id"}}),
+            )
+        },
+    ),
+    ("POST", "/v1/webhooks/deliveries/<delivery_id>/redeliver"): Operation(
+        id="redeliver",
+        tag="webhooks",
+        summary="Send a delivery again",
+        description="Under the same `webhook-id`, with a whole round of tries. 409 while it is still being "
+        "delivered, or when its endpoint is not configured or disabled. For admin keys.",
+        access="admin",
+        path=MappingProxyType({"delivery_id": "The `webhook-id`."}),
+        answers={200: Answer(description="It is under way.", model=models.WebhookDelivery)},
+        errors=(409, 529),
     ),
 }
 
@@ -319,6 +365,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
         ("POST", "/v1/messages/<path:rest>"): _FORWARD,
         **_MODELS,
         **_JOBS,
+        **_WEBHOOKS,
         **_GATEWAY,
     }
 )

@@ -1,4 +1,4 @@
-"""The control headers of the Messages route: async, detach, time to live, ``Prefer: wait``."""
+"""The control headers of the Messages route: async, detach, webhook, time to live, ``Prefer: wait``."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -12,6 +12,7 @@ ASYNC_ID = "x-bf-async-id"
 RESULT_TTL = "x-bf-async-job-result-ttl"
 DETACH = "x-bf-detach"
 RETRY = "x-bf-async-retry"
+WEBHOOK = "x-bf-async-webhook"
 IDEMPOTENCY_KEY = "idempotency-key"
 MAX_KEY_CHARS = 255
 MAX_NUMBER_CHARS = 16
@@ -29,17 +30,26 @@ class Preferences:
     may_rerun: bool
     idempotency_key: str | None
     """With one the job is detached: its submitter means to be able to ask again."""
+    webhook: str | None = None
+    """The name of the endpoint that is told how the job ended."""
 
 
 def preferences_of(headers: RequestHeaders, jobs: JobsSettings) -> Preferences:
     """Read the control headers. Raises InvalidRequestError for any value the contract does not name."""
+    asynchronous = _flag(headers, ASYNC)
+    detached = _flag(headers, DETACH) or IDEMPOTENCY_KEY in headers
+    webhook = headers.single(WEBHOOK)
+    if webhook is not None and not (asynchronous or detached):
+        # Whoever waits for the answer has it, or is gone and has stopped the job.
+        raise InvalidRequestError(f"{WEBHOOK}: only a job that outlives its connection has a webhook")
     return Preferences(
-        asynchronous=_flag(headers, ASYNC),
-        detached=_flag(headers, DETACH) or IDEMPOTENCY_KEY in headers,
+        asynchronous=asynchronous,
+        detached=detached,
         result_ttl_s=_result_ttl_s(headers, jobs),
         wait_s=wait_s(headers, jobs),
         may_rerun=_may_rerun(headers),
         idempotency_key=_idempotency_key(headers),
+        webhook=webhook,
     )
 
 

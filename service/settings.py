@@ -29,6 +29,7 @@ from actors.providers.options import (
     OpenaiOptions,
     ProviderOptions,
 )
+from actors.webhooks.options import WebhookOptions
 from service.settings_sections import (
     AuthSettings,
     CircuitsSettings,
@@ -136,6 +137,7 @@ class Settings(BaseSettings):
     providers: tuple[ProviderOptions, ...] = (EchoOptions(name="echo"),)
     routes: tuple[RouteSettings, ...] = ()
     """Never empty once read: see :func:`derive_routes`."""
+    webhooks: tuple[WebhookOptions, ...] = ()
     _notices: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
@@ -209,6 +211,13 @@ class Settings(BaseSettings):
         if problems:
             raise FieldError(problems)
         return routes or derive_routes(providers)
+
+    @field_validator("webhooks")
+    @classmethod
+    def _check_webhooks(cls, webhooks: tuple[WebhookOptions, ...]) -> tuple[WebhookOptions, ...]:
+        if problems := _duplicates([webhook.name for webhook in webhooks]):
+            raise FieldError(problems)
+        return webhooks
 
 
 def _local_problem() -> str | None:
@@ -286,7 +295,7 @@ def _build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _resolve_secrets(values: dict[str, Any], environ: Mapping[str, str]) -> list[tuple[Location, str]]:
     """Put the variable's value where ``env:NAME`` stands; return what could not be."""
     problems: list[tuple[Location, str]] = []
-    for table, field in (("keys", "key"), ("providers", "api_key")):
+    for table, field in (("keys", "key"), ("providers", "api_key"), ("webhooks", "secrets")):
         problems += _resolve_field(values, table, (table,), field, environ)
     providers = values.get("providers")
     for index, provider in enumerate(providers if isinstance(providers, list) else ()):
@@ -302,21 +311,30 @@ def _resolve_field(
     field: str,
     environ: Mapping[str, str],
 ) -> list[tuple[Location, str]]:
-    """The same for one field of every item of a table; the items are copied, not changed."""
+    """The same for one field (or each of a list) of every item of a table; items are copied, not changed."""
     problems: list[tuple[Location, str]] = []
+
+    def resolved(written: object, place: Location) -> object:
+        if not isinstance(written, str) or not written.startswith("env:"):
+            return written
+        name = written.removeprefix("env:")
+        if environ.get(name):
+            return environ[name]
+        problems.append((place, f"the environment variable {name!r} is not set"))
+        return written
+
     items = values.get(table)
     if not isinstance(items, list):
         return problems
     values[table] = items = [dict(item) if isinstance(item, Mapping) else item for item in items]
     for index, item in enumerate(items):
-        written = item.get(field) if isinstance(item, dict) else None
-        if not isinstance(written, str) or not written.startswith("env:"):
+        if not isinstance(item, dict) or field not in item:
             continue
-        name = written.removeprefix("env:")
-        if environ.get(name):
-            item[field] = environ[name]
+        place = (*location, index, field)
+        if isinstance(item[field], list):
+            item[field] = [resolved(one, (*place, number)) for number, one in enumerate(item[field])]
         else:
-            problems.append(((*location, index, field), f"the environment variable {name!r} is not set"))
+            item[field] = resolved(item[field], place)
     return problems
 
 

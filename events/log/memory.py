@@ -58,7 +58,10 @@ class MemoryLog:
         self._bells = Bells()
         self._held_bytes = 0
         self._closed = False
-        self.records = MemoryRecords(closed=lambda: self._closed)
+        self.records = MemoryRecords(
+            closed=lambda: self._closed,
+            jobs=lambda: [record.current() for record in self._records.values()],
+        )
 
     @property
     def held_bytes(self) -> int:

@@ -6,13 +6,16 @@ from dataclasses import replace
 from events.errors import LogUnavailableError, SequenceConflict, UnknownRecordError
 from events.log.deadlines import Deadlines
 from events.log.records import Record, RecordPage, StoredRecordEvent
+from events.projections import JobSnapshot
 
 
 class MemoryRecords:
     """:class:`~events.log.records.RecordLog` in memory. Nothing waits, nothing checkpoints."""
 
-    def __init__(self, *, closed: Callable[[], bool]) -> None:
+    def __init__(self, *, closed: Callable[[], bool], jobs: Callable[[], Iterable[JobSnapshot]]) -> None:
+        """``jobs``: those of the log, in the order of acceptance."""
         self._closed = closed
+        self._jobs = jobs
         self._records: dict[str, tuple[Record, list[StoredRecordEvent]]] = {}
         """In the order of creation."""
         self._about: dict[tuple[str, str], dict[str, None]] = {}
@@ -118,6 +121,14 @@ class MemoryRecords:
         about.pop(record_id, None)
         if not about:
             self._about.pop((record.kind, record.subject), None)
+
+    async def unannounced(self, kind: str, limit: int) -> list[str]:
+        """See the port."""
+        return [
+            job.job_id
+            for job in self._jobs()
+            if job.webhook is not None and job.ended and (kind, job.job_id) not in self._about
+        ][:limit]
 
 
 def check_append(record: Record, facts: Sequence[bytes], expected_seq: int) -> None:

@@ -108,3 +108,10 @@ class RecordLog(Protocol):
     async def forget(self, record_id: str) -> None:
         """Drop the record and its events. Idempotent; unknown records are ignored."""
         ...
+
+    async def unannounced(self, kind: str, limit: int) -> list[str]:
+        """Up to ``limit`` ended jobs that name a webhook and are no subject of any record of this kind.
+
+        Their ids, in the order of acceptance, those of expired jobs included.
+        """
+        ...

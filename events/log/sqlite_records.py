@@ -93,6 +93,10 @@ class SqliteRecords:
         where = "kind = ? AND subject = ? AND subject <> '' ORDER BY id"
         return await self._readers.run(partial(_select, where, (kind, subject)))
 
+    async def unannounced(self, kind: str, limit: int) -> list[str]:
+        """See the port."""
+        return await self._readers.run(partial(_unannounced, kind, limit))
+
 
 def _nothing() -> None:
     """What the write of a record changes in memory."""
@@ -227,3 +231,13 @@ def _next_due(kind: str, connection: sqlite3.Connection) -> float | None:
         "SELECT min(due_at) FROM records WHERE kind = ? AND due_at IS NOT NULL", (kind,)
     ).fetchone()
     return None if at is None else float(at)
+
+
+def _unannounced(kind: str, limit: int, connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute(
+        "SELECT job_id FROM jobs WHERE webhook IS NOT NULL AND ended_at IS NOT NULL AND NOT EXISTS"
+        " (SELECT 1 FROM records WHERE kind = ? AND subject = jobs.job_id AND subject <> '')"
+        " ORDER BY id LIMIT ?",
+        (kind, limit),
+    )
+    return [job_id for (job_id,) in rows]

@@ -13,7 +13,7 @@ from service.dependencies import Dependencies
 from service.errors import InvalidRequestError
 from service.http import Reply, Request
 from service.replies import job_headers, job_object, json_reply
-from service.routes.messages import stream_reply
+from service.routes.messages import poll_job, stream_reply
 from service.routes.pagination import page_query
 
 _STATUSES = {state.value: state for state in JobState if state is not JobState.EXPIRED}
@@ -55,6 +55,11 @@ def _job_reply(snapshot: JobSnapshot) -> Reply:
 async def get_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """One job."""
     return _job_reply(await deps.supervisor.describe(job_id, request.owner))
+
+
+async def job_result(deps: Dependencies, request: Request, job_id: str) -> Reply:
+    """What a poll answers, at an address of its own: a webhook names it."""
+    return await poll_job(deps, request, job_id)
 
 
 async def cancel_job(deps: Dependencies, request: Request, job_id: str) -> Reply:

@@ -34,7 +34,7 @@ async def post_messages(deps: Dependencies, request: Request) -> Reply:
     """Make a Message, in whichever way the headers ask for; or poll a job."""
     job_id = request.headers.single(ASYNC_ID)
     if job_id is not None:
-        return await _poll(deps, request, job_id)
+        return await poll_job(deps, request, job_id)
     preferences = preferences_of(request.headers, deps.settings.jobs)
     body = await request.read_body()
     fields = parse_json_body(request, body)
@@ -104,6 +104,8 @@ async def _submit(
     mode: Mode,
 ) -> Submission:
     """Submit the job, or find the one with its idempotency key. Its watch is left with the request."""
+    if preferences.webhook is not None:
+        deps.webhooks.check(preferences.webhook)
     submission = await deps.supervisor.submit_once(
         SubmitJob(
             owner=request.principal.name,
@@ -119,6 +121,7 @@ async def _submit(
             request_id=request.request_id,
             may_rerun=preferences.may_rerun,
             idempotency_key=preferences.idempotency_key,
+            webhook=preferences.webhook,
         )
     )
     if submission.watch is not None:
@@ -233,7 +236,7 @@ async def _first_runs(
     return await subscription.receive()
 
 
-async def _poll(deps: Dependencies, request: Request, job_id: str) -> Reply:
+async def poll_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """The state of a job; with ``Prefer: wait=S``, once it has ended or S seconds have passed."""
     seconds = wait_s(request.headers, deps.settings.jobs)
     snapshot = await deps.supervisor.result(job_id, request.owner)

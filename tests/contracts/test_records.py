@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from events.errors import LogUnavailableError, SequenceConflict, UnknownRecordError
 from events.log.base import EventLog
 from events.log.records import Record, RecordPage, StoredRecordEvent
+from events.types import Event, Failure, JobAccepted, JobExpired, JobFailed, Mode
 from tests.contracts.event_log_adapters import ADAPTERS, OpenLog
 
 each_adapter = pytest.mark.parametrize("open_log", ADAPTERS.values(), ids=list(ADAPTERS))
@@ -208,6 +209,27 @@ async def test_an_append_that_is_cancelled_is_done_or_not_done(log: EventLog) ->
     except UnknownRecordError:
         await log.records.append(record(), [b"fact"], 0)
     assert [event.fact for event in await log.records.read("r")] == [b"fact"]
+
+
+async def test_ended_jobs_with_a_webhook_are_found_until_a_record_is_about_them(log: EventLog) -> None:
+    async def job(job_id: str, *after: Event, webhook: str | None = "hook") -> None:
+        accepted = JobAccepted(
+            at=1.0, owner="ann", model="m", mode=Mode.ASYNC, body=b"{}", detached=True, webhook=webhook
+        )
+        await log.append(job_id, [accepted, *after], 0)
+
+    failed = JobFailed(at=2.0, failure=Failure(500, "api_error", "no"))
+    await job("running")
+    await job("ended", failed)
+    await job("silent", failed, webhook=None)
+    await job("expired", failed, JobExpired(at=3.0))
+    await job("told", failed)
+    await log.records.append(replace(record(), kind="delivery", subject="told"), [b"fact"], 0)
+    await log.records.append(replace(record(), record_id="b", subject="ended"), [b"fact"], 0)
+    assert await log.records.unannounced("delivery", 10) == ["ended", "expired"]
+    assert await log.records.unannounced("delivery", 1) == ["ended"]
+    await log.records.forget("r")
+    assert await log.records.unannounced("delivery", 10) == ["ended", "expired", "told"]
 
 
 async def test_a_closed_log_takes_no_record(log: EventLog) -> None:

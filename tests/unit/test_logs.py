@@ -88,7 +88,7 @@ def test_secrets_are_masked_by_name_and_by_look() -> None:
         api_key="abc",
         headers={"X-Api-Key": "abc", "accept": "*/*"},
         pairs=[("x-bf-vk", "abc"), ("accept", "*/*")],
-        note="use sk-bf-abcdefgh_-12 now",
+        note="use sk-bf-abcdefgh_-12 now, or whsec_abcd+/efgh==",
         body=b"sk-ant-abcdefgh",
         key_name="default",
         input_tokens=3,
@@ -99,7 +99,7 @@ def test_secrets_are_masked_by_name_and_by_look() -> None:
     assert line["event"] == "call with ***"
     assert line["headers"] == {"X-Api-Key": "***", "accept": "*/*"}
     assert line["pairs"] == [["x-bf-vk", "***"], ["accept", "*/*"]]
-    assert line["note"] == "use *** now"
+    assert line["note"] == "use *** now, or ***"
     assert (line["key_name"], line["input_tokens"]) == ("default", 3)
 
 

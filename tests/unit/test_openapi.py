@@ -11,6 +11,8 @@ import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from actors.errors import error_type_of
+from events import deliveries
+from events.deliveries import DeliveryAccepted, WebhookEvent
 from events.projections import apply
 from events.state import JobState
 from events.types import Event, JobAccepted, Mode
@@ -20,8 +22,9 @@ from service.main import Gateway
 from service.openapi import Documentation
 from service.openapi_page import SCRIPT
 from service.openapi_table import ERROR_TEXTS, OPERATIONS
-from service.preferences import ASYNC, ASYNC_ID, DETACH, RESULT_TTL
+from service.preferences import ASYNC, ASYNC_ID, DETACH, RESULT_TTL, WEBHOOK
 from service.replies import job_object
+from service.routes.webhooks import delivery_object
 from tests.support.gateway import open_fake_gateway, request
 
 KEY = "sk-bf-of-the-tests"
@@ -158,13 +161,26 @@ def test_bodies_are_documented_with_the_fields_they_have() -> None:
     assert job.keys() == models.Job.model_fields.keys()
     assert set(get_args(models.JobStatus)) == {state.value for state in JobState} - {"expired"}
     assert set(get_args(models.JobStatus)) == set(models.RESPONSE_HEADERS["x-bf-async-status"][1]["enum"])
+    told = DeliveryAccepted(
+        at=0.0,
+        endpoint="hook",
+        event=WebhookEvent.COMPLETED,
+        job_id="id",
+        owner="",
+        status="completed",
+        status_code=200,
+        result_url="/",
+        result_expires_at=0.0,
+    )
+    delivery = delivery_object(deliveries.apply(None, "whd_1", told))
+    assert delivery.keys() == models.WebhookDelivery.model_fields.keys()
     types = models.JobEvent.model_fields["type"].annotation
     assert set(get_args(types)) == {kind.__name__ for kind in get_args(Event)}
 
 
 def test_the_control_headers_are_documented_under_their_names() -> None:
     names = {name.replace("_", "-") for name in models.MessageHeaders.model_fields}
-    assert {ASYNC, ASYNC_ID, RESULT_TTL, DETACH, "prefer"} <= names
+    assert {ASYNC, ASYNC_ID, RESULT_TTL, DETACH, WEBHOOK, "prefer"} <= names
 
 
 async def test_parameters_are_absent_rather_than_null() -> None:

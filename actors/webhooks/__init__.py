@@ -1,0 +1,1 @@
+"""Telling others how jobs end: signed calls to endpoints the operator named."""
