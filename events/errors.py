@@ -10,6 +10,7 @@
         +-- SequenceConflict  the writer has not seen the job's last event; nothing was appended
         +-- DuplicateKeyError the owner already has a job with this idempotency key; nothing was appended
         +-- UnknownJobError   the log holds no such job (never did, or it was forgotten)
+        +-- UnknownRecordError  the log holds no such record, for the same reasons
         +-- LogOpenError      the log cannot be opened as it is; the message says what to do
         +-- LogUnavailableError  the log cannot take writes now (disk full, I/O error, closed)
 """
@@ -39,10 +40,10 @@ class LogError(EventsError):
 
 
 class SequenceConflict(LogError):  # noqa: N818 - a standard term
-    """``expected_seq`` is not the job's last ``seq``: another writer was here. Nothing was appended."""
+    """``expected_seq`` is not the last ``seq`` there is: another writer was here. Nothing was appended."""
 
-    def __init__(self, job_id: str, *, expected: int, actual: int) -> None:
-        super().__init__(f"job {job_id}: expected last seq {expected}, log has {actual}")
+    def __init__(self, stream_id: str, *, expected: int, actual: int) -> None:
+        super().__init__(f"{stream_id}: expected last seq {expected}, log has {actual}")
         self.expected = expected
         self.actual = actual
 
@@ -57,6 +58,10 @@ class DuplicateKeyError(LogError):
 
 class UnknownJobError(LogError):
     """The log holds no event of this job."""
+
+
+class UnknownRecordError(LogError):
+    """The log holds no event of this record."""
 
 
 class LogOpenError(LogError):

@@ -55,6 +55,10 @@ class JobSnapshot:
     request_id: str = ""
     may_rerun: bool = True
     batch_id: str | None = None
+    custom_id: str | None = None
+    webhook: str | None = None
+    lapsed: bool = False
+    """Cancelled because the time of its batch was up."""
 
     @property
     def ended(self) -> bool:
@@ -83,6 +87,8 @@ def apply(snapshot: JobSnapshot | None, job_id: str, event: Event) -> JobSnapsho
             request_id=event.request_id,
             may_rerun=event.may_rerun,
             batch_id=event.batch_id,
+            custom_id=event.custom_id,
+            webhook=event.webhook,
         )
     if snapshot is None:
         raise AssertionError("next_state lets nothing but JobAccepted come first")
@@ -119,7 +125,7 @@ def _result(event: Terminal) -> dict[str, Any]:
         case JobFailed():
             return {"failure": event.failure}
         case JobCancelled():
-            return {"failure": cancelled_failure(event)}
+            return {"failure": cancelled_failure(event), "lapsed": event.lapsed}
 
 
 def project(job_id: str, events: Iterable[Event]) -> JobSnapshot:

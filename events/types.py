@@ -76,6 +76,9 @@ class JobAccepted:
     """Hex digest of the body, where there is an idempotency key: it outlives the body."""
     batch_id: str | None = None
     custom_id: str | None = None
+    """What the client calls it within its batch."""
+    webhook: str | None = None
+    """Name of the webhook endpoint that is told how it ends."""
 
     def __post_init__(self) -> None:
         if self.result_ttl_s < 0:
@@ -177,6 +180,8 @@ class JobCancelled:
     """``client`` (the last watcher left) or the name of the principal who asked (empty: anonymous)."""
     reason: str
     usage: Usage = field(default_factory=dict)
+    lapsed: bool = False
+    """Nobody asked for it: the time of its batch was up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

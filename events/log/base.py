@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from events.log.follow import Follower
+from events.log.records import RecordLog
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Event, StoredEvent
@@ -74,6 +75,11 @@ class EventLog(Protocol):
         """Memory held for bodies, frames and messages, as far as the adapter holds them in memory."""
         ...
 
+    @property
+    def records(self) -> RecordLog:
+        """Streams of events about other things than jobs, in the same log."""
+        ...
+
     async def append(self, job_id: str, events: Sequence[Event], expected_seq: int) -> int:
         """Append ``events`` (at least one, frames among them or not); return the job's new last ``seq``.
 
@@ -116,7 +122,10 @@ class EventLog(Protocol):
         ...
 
     async def unfinished(self) -> list[JobSnapshot]:
-        """Jobs without a terminal event, in the order they were accepted. :meth:`read` gives their bodies."""
+        """Jobs without a terminal event, in the order they were accepted. :meth:`read` gives their bodies.
+
+        Items of batches are not among them: their batches look after them.
+        """
         ...
 
     async def page(
@@ -137,7 +146,8 @@ class EventLog(Protocol):
     async def due(self, now: float, limit: int) -> list[JobSnapshot]:
         """Up to ``limit`` detached jobs whose result's time is up at ``now`` (Unix seconds), earliest first.
 
-        They stay due until a JobExpired is appended. ``message`` is empty.
+        Items of batches are not among them: their results go with their batch. The others stay due until a
+        JobExpired is appended. ``message`` is empty.
         """
         ...
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from heapq import heapify, heappop, heappush
 
 from events.errors import (
     DuplicateKeyError,
@@ -16,7 +15,9 @@ from events.errors import (
 )
 from events.log.base import FrameCursor, FrameRun, JobFilter, Page
 from events.log.content import content_bytes, without_content
+from events.log.deadlines import Deadlines
 from events.log.follow import Bells, Follower
+from events.log.memory_records import MemoryRecords
 from events.projections import JobSnapshot, apply
 from events.state import JobState
 from events.types import Event, FramesReceived, JobAccepted, StoredEvent
@@ -44,47 +45,6 @@ class _Record:
         return self.snapshot
 
 
-class _Deadlines:
-    """Jobs by a moment. An entry whose job has gone on to another moment, or is gone, is passed over."""
-
-    SLACK = 64
-    """Entries passed over that may stay, beside one for each that counts, before the heap is rebuilt."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, str]] = []
-        self._at: dict[str, float] = {}
-
-    def set(self, job_id: str, at: float) -> None:
-        self._at[job_id] = at
-        heappush(self._heap, (at, job_id))
-        self._shorten()
-
-    def remove(self, job_id: str) -> None:
-        self._at.pop(job_id, None)
-        self._shorten()
-
-    def _shorten(self) -> None:
-        if not self._at:
-            self._heap.clear()
-        elif len(self._heap) > 2 * len(self._at) + self.SLACK:
-            self._heap = [(at, job_id) for job_id, at in self._at.items()]
-            heapify(self._heap)
-
-    def first(self) -> tuple[float, str] | None:
-        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
-            heappop(self._heap)
-        return self._heap[0] if self._heap else None
-
-    def until(self, moment: float, limit: int) -> list[tuple[float, str]]:
-        """Up to ``limit`` entries not later than ``moment``, earliest first. They stay."""
-        found: list[tuple[float, str]] = []
-        while len(found) < limit and (entry := self.first()) is not None and entry[0] <= moment:
-            found.append(heappop(self._heap))
-        for entry in found:
-            heappush(self._heap, entry)
-        return found
-
-
 class MemoryLog:
     """:class:`~events.log.base.EventLog` in memory. Nothing waits, nothing checkpoints, nothing survives."""
 
@@ -93,11 +53,12 @@ class MemoryLog:
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
         self._holders: dict[tuple[str, str], str] = {}
-        self._due = _Deadlines()
-        self._spent = _Deadlines()
+        self._due = Deadlines()
+        self._spent = Deadlines()
         self._bells = Bells()
         self._held_bytes = 0
         self._closed = False
+        self.records = MemoryRecords(closed=lambda: self._closed)
 
     @property
     def held_bytes(self) -> int:
@@ -161,6 +122,9 @@ class MemoryLog:
         job_id, expired = snapshot.job_id, snapshot.state is JobState.EXPIRED
         at = snapshot.expires_at or 0.0
         if snapshot.detached and not expired:
+            if snapshot.batch_id is not None:
+                # Its result goes with its batch.
+                return
             self._due.set(job_id, at)
             return
         self._due.remove(job_id)
@@ -226,7 +190,7 @@ class MemoryLog:
     async def unfinished(self) -> list[JobSnapshot]:
         """See the port."""
         snapshots = (record.current() for record in self._records.values())
-        return [snapshot for snapshot in snapshots if not snapshot.ended]
+        return [snapshot for snapshot in snapshots if not snapshot.ended and snapshot.batch_id is None]
 
     async def page(
         self,

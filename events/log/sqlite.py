@@ -29,6 +29,7 @@ from events.log.content import content_bytes
 from events.log.follow import Bells, Follower
 from events.log.sqlite_commit import WRITE_OVERHEAD_BYTES, GroupCommit, Write
 from events.log.sqlite_live import LiveJob, LogStatistics, run_bytes
+from events.log.sqlite_records import SqliteRecords
 from events.log.sqlite_rows import event_rows, job_row, message_seq
 from events.log.sqlite_schema import MIGRATIONS, FileLock, Migration, open_database, open_error
 from events.log.sqlite_writer import JobWrite, PurgeStep
@@ -142,6 +143,7 @@ class SqliteLog:
             # Not before: a writer that hangs may still write.
             on_end=file.lock.release,
         )
+        self.records = SqliteRecords(self._commit, self._readers)
 
     @property
     def held_bytes(self) -> int:
@@ -239,13 +241,14 @@ class SqliteLog:
                 await self._commit.make_room()
             else:
                 break
-        live = self._live.get(job_id)
-        known = live or await self._load(job_id)
+        known = self._live.get(job_id) or await self._load(job_id)
         actual = known.seq if known else 0
         if actual != expected_seq:
             raise SequenceConflict(job_id, expected=expected_seq, actual=actual)
-        if live is None or live.stated.state is not JobState.PROCESSING or live.stated.attempt != attempt:
+        if known is None or known.stated.state is not JobState.PROCESSING or known.stated.attempt != attempt:
             raise IllegalTransition(f"job {job_id} has no attempt {attempt} under way")
+        # An item of a batch may have been begun by an earlier process.
+        live = self._live.setdefault(job_id, known)
         run = FramesReceived(at=at, attempt=attempt, first=live.frames + 1, frames=tuple(frames))
         self._commit.add_frames(live, run)
         self._bells.ring(job_id)
@@ -345,7 +348,8 @@ class SqliteLog:
 
     async def unfinished(self) -> list[JobSnapshot]:
         """See the port."""
-        return [live.current() for live in sorted(self._live.values(), key=lambda live: live.number)]
+        live = (live for live in self._live.values() if live.stated.batch_id is None)
+        return [live.current() for live in sorted(live, key=lambda live: live.number)]
 
     async def page(
         self,

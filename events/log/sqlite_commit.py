@@ -15,7 +15,7 @@ import trio
 from events.errors import LogError, LogUnavailableError
 from events.log.sqlite_live import LiveJob, LogStatistics
 from events.log.sqlite_rows import ROW_BYTES, job_row
-from events.log.sqlite_writer import Batch, JobWrite, PurgeStep, Writer
+from events.log.sqlite_writer import Batch, JobWrite, PurgeStep, Step, Writer
 from events.types import FramesReceived
 
 WRITE_OVERHEAD_BYTES = 2000
@@ -27,7 +27,7 @@ RETRY_S = 1.0
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Write:
-    """One caller's part in a batch, for one job or, with an empty ``job_id``, for none."""
+    """One caller's part in a batch, for one job (or record) or, with an empty ``job_id``, for none."""
 
     job_id: str = ""
     done: trio.Event
@@ -39,6 +39,7 @@ class Write:
     redacts: bool = False
     forgets: bool = False
     purge: PurgeStep | None = None
+    step: Step | None = None
     live: LiveJob | None = None
     """The job, where frames of it may wait: they go first."""
     error: LogError | None = None
@@ -223,6 +224,8 @@ class GroupCommit:
             batch.forgotten.append(write.job_id)
         if write.purge is not None:
             batch.purges.append(write.purge)
+        if write.step is not None:
+            batch.steps.append(write.step)
 
     def _settle(self, batch: Batch) -> None:
         """A batch is over: memory follows, callers are told, the next one goes."""
@@ -245,6 +248,8 @@ class GroupCommit:
                 write.error = _unavailable(batch.error)
             elif write.job is not None and write.job.refusal is not None:
                 write.error = write.job.refusal
+            elif write.step is not None and write.step.refusal is not None:
+                write.error = write.step.refusal
             else:
                 write.on_disk()
             self.end_turn(write.job_id)

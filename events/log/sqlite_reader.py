@@ -69,8 +69,8 @@ class Readers:
 
 
 def unfinished_jobs(connection: sqlite3.Connection) -> list[tuple[int, JobSnapshot]]:
-    """Number and snapshot of every job without a terminal event, in the order of acceptance."""
-    rows = connection.execute(f"{_JOB} WHERE ended_at IS NULL ORDER BY id")
+    """Number and snapshot of every job without a terminal event but batch items, in order of acceptance."""
+    rows = connection.execute(f"{_JOB} WHERE ended_at IS NULL AND batch_id IS NULL ORDER BY id")
     return [(row[0], snapshot_of(row)) for row in rows]
 
 
@@ -170,7 +170,7 @@ def page(
     return Page(jobs if newer_first else jobs[::-1], has_more=len(rows) > limit)
 
 
-_DUE = "detached = 1 AND ended_at IS NOT NULL AND state <> 'expired'"
+_DUE = "detached = 1 AND ended_at IS NOT NULL AND state <> 'expired' AND batch_id IS NULL"
 
 
 def due(now: float, limit: int, connection: sqlite3.Connection) -> list[JobSnapshot]:

@@ -37,6 +37,8 @@ _FIXED = (
     "may_rerun",
     "batch_id",
     "idempotency_key",
+    "custom_id",
+    "webhook",
 )
 _CHANGING = (
     "state",
@@ -48,6 +50,7 @@ _CHANGING = (
     "expires_at",
     "attempt",
     "frames",
+    "lapsed",
     "usage",
     "failure",
     "message_seq",
@@ -92,6 +95,8 @@ def job_row(number: int, snapshot: JobSnapshot, *, key: str | None, message_seq:
         int(snapshot.may_rerun),
         snapshot.batch_id,
         key,
+        snapshot.custom_id,
+        snapshot.webhook,
         snapshot.state.value,
         int(snapshot.detached),
         snapshot.result_ttl_s,
@@ -101,6 +106,7 @@ def job_row(number: int, snapshot: JobSnapshot, *, key: str | None, message_seq:
         snapshot.expires_at,
         snapshot.attempt,
         snapshot.frames,
+        int(snapshot.lapsed),
         orjson.dumps(snapshot.usage, default=dict).decode() if snapshot.usage else "{}",
         None
         if failure is None
@@ -134,6 +140,9 @@ def snapshot_of(row: Sequence[Any], message: bytes = b"") -> JobSnapshot:
             request_id=values["request_id"],
             may_rerun=bool(values["may_rerun"]),
             batch_id=values["batch_id"],
+            custom_id=values["custom_id"],
+            webhook=values["webhook"],
+            lapsed=bool(values["lapsed"]),
         )
     except (ValueError, TypeError) as exc:
         raise CodecError("a stored job is damaged") from exc

@@ -89,6 +89,50 @@ MIGRATIONS: Sequence[Migration] = (
         """,
         "CREATE INDEX events_frames ON events (job, attempt, last_frame) WHERE attempt IS NOT NULL",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN custom_id TEXT",
+        "ALTER TABLE jobs ADD COLUMN webhook TEXT",
+        "ALTER TABLE jobs ADD COLUMN lapsed INTEGER NOT NULL DEFAULT 0",
+        # The items of a batch in their order, by how they stand, and without the others: a batch looks after
+        # its own, so that they are neither taken up nor expired one by one.
+        "CREATE INDEX jobs_items ON jobs (batch_id, id) WHERE batch_id IS NOT NULL",
+        "CREATE INDEX jobs_item_states ON jobs (batch_id, state, lapsed) WHERE batch_id IS NOT NULL",
+        "DROP INDEX jobs_unfinished",
+        "CREATE INDEX jobs_unfinished ON jobs (id) WHERE ended_at IS NULL AND batch_id IS NULL",
+        "DROP INDEX jobs_due",
+        """
+        CREATE INDEX jobs_due ON jobs (expires_at)
+            WHERE detached = 1 AND ended_at IS NOT NULL AND state <> 'expired' AND batch_id IS NULL
+        """,
+        "CREATE INDEX jobs_webhook ON jobs (webhook, ended_at) WHERE webhook IS NOT NULL",
+        """
+        CREATE TABLE records (
+            id INTEGER PRIMARY KEY,
+            record_id TEXT NOT NULL UNIQUE,
+            kind TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            subject TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            last_seq INTEGER NOT NULL,
+            open INTEGER NOT NULL,
+            due_at REAL,
+            state BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX records_shown ON records (kind, owner, id)",
+        "CREATE INDEX records_in_order ON records (kind, id)",
+        "CREATE INDEX records_open ON records (kind, id) WHERE open = 1",
+        "CREATE INDEX records_due ON records (kind, due_at) WHERE due_at IS NOT NULL",
+        "CREATE INDEX records_about ON records (kind, subject, id) WHERE subject <> ''",
+        """
+        CREATE TABLE record_events (
+            record INTEGER NOT NULL,
+            seq INTEGER NOT NULL,
+            fact BLOB NOT NULL,
+            PRIMARY KEY (record, seq)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import trio
@@ -78,6 +78,20 @@ class PurgeStep:
     """Set by the writer: it ran out of time, not of work."""
 
 
+class Step(Protocol):
+    """Whatever else takes part in a batch, as its own statements."""
+
+    refusal: LogError | None
+    """Set by :meth:`write`: why nothing of this was written, while the rest of the batch was."""
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Run the statements, in the writer's thread and in the batch's transaction.
+
+        What it raises fails the whole batch.
+        """
+        ...
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Batch:
     """What goes to disk together. Handed to the writer and, once :attr:`done`, handed back."""
@@ -86,6 +100,7 @@ class Batch:
     redacted: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     purges: list[PurgeStep] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     error: str | None = None
     """Set by the writer: why nothing at all was written."""
     done: threading.Event = field(default_factory=threading.Event)
@@ -196,8 +211,10 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
             (_json(batch.forgotten),),
         ).fetchone()
         _delete(connection, numbers)
-    for step in batch.purges:
-        _purge(connection, step)
+    for purge in batch.purges:
+        _purge(connection, purge)
+    for step in batch.steps:
+        step.write(connection)
 
 
 def _event_values(jobs: Iterable[JobWrite]) -> Iterator[Sequence[Any]]:

@@ -70,6 +70,7 @@ EVENTS: dict[type[Event], st.SearchStrategy[Event]] = {
         idempotency_key=optional_texts,
         batch_id=optional_texts,
         custom_id=optional_texts,
+        webhook=optional_texts,
     ),
     JobDetached: st.builds(JobDetached, at=moments, result_ttl_s=seconds),
     AttemptStarted: st.builds(
@@ -100,7 +101,9 @@ EVENTS: dict[type[Event], st.SearchStrategy[Event]] = {
         upstream_request_id=optional_texts,
     ),
     JobFailed: st.builds(JobFailed, at=moments, failure=failures, usage=usages),
-    JobCancelled: st.builds(JobCancelled, at=moments, by=texts, reason=texts, usage=usages),
+    JobCancelled: st.builds(
+        JobCancelled, at=moments, by=texts, reason=texts, usage=usages, lapsed=st.booleans()
+    ),
     JobExpired: st.builds(JobExpired, at=moments),
 }
 """Arbitrary events of every type."""

@@ -42,7 +42,8 @@ async def test_opening_does_not_read_what_is_finished(path: Path) -> None:
         assert await log.next_deadline() == 61.0
         assert [job.job_id for job in await log.due(62.5, 9)] == ["job-1", "job-2"]
         assert await log.append("new", [accepted()], 0) == 1
-        (plan,) = rows(path, "EXPLAIN QUERY PLAN SELECT * FROM jobs WHERE ended_at IS NULL ORDER BY id")
+        query = "SELECT * FROM jobs WHERE ended_at IS NULL AND batch_id IS NULL ORDER BY id"
+        (plan,) = rows(path, f"EXPLAIN QUERY PLAN {query}")
         assert "jobs_unfinished" in plan[-1]
 
 

@@ -114,6 +114,9 @@ snapshots = st.builds(
     request_id=texts,
     may_rerun=st.booleans(),
     batch_id=st.none() | texts,
+    custom_id=st.none() | texts,
+    webhook=st.none() | texts,
+    lapsed=st.booleans(),
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from events.errors import LogOpenError
+from events.log.sqlite_reader import unfinished_jobs
 from events.log.sqlite_schema import (
     APPLICATION_ID,
     MIGRATIONS,
@@ -89,7 +90,7 @@ def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     open_database(path, migrations=FUTURE).close()
     before = path.read_bytes()
     with pytest.raises(
-        LogOpenError, match=r"newer messagesd wrote it \(schema 3; this release knows up to 1\)"
+        LogOpenError, match=r"newer messagesd wrote it \(schema 4; this release knows up to 2\)"
     ):
         open_database(path)
     assert path.read_bytes() == before
@@ -125,3 +126,34 @@ def test_the_lock_names_its_holder_and_ends_with_release(tmp_path: Path) -> None
         FileLock(path)
     lock.release()
     FileLock(path).release()
+
+
+def test_jobs_of_the_first_version_read_on_in_the_second(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    connection = open_database(path, migrations=MIGRATIONS[:1])
+    connection.execute(INSERT_JOB)
+    connection.close()
+    connection = open_database(path, migrations=MIGRATIONS[:2])
+    ((_, job),) = unfinished_jobs(connection)
+    assert (job.job_id, job.batch_id, job.custom_id, job.webhook, job.lapsed) == (
+        "j",
+        None,
+        None,
+        None,
+        False,
+    )
+    plans = {
+        "jobs_unfinished": "SELECT id FROM jobs WHERE ended_at IS NULL AND batch_id IS NULL ORDER BY id",
+        "jobs_item_states": "SELECT state, lapsed, count(*) FROM jobs WHERE batch_id = 'b' GROUP BY 1, 2",
+        "jobs_items": "SELECT job_id FROM jobs WHERE batch_id = 'b' AND id > 7 ORDER BY id LIMIT 9",
+        "records_shown": "SELECT state FROM records WHERE kind = 'k' AND owner = 'o' ORDER BY id DESC",
+        "records_in_order": "SELECT state FROM records WHERE kind = 'k' ORDER BY id DESC LIMIT 9",
+        "records_open": "SELECT state FROM records WHERE kind = 'k' AND open = 1 ORDER BY id",
+        "records_due": "SELECT state FROM records WHERE kind = 'k' AND due_at <= 9 ORDER BY due_at",
+        "records_about": "SELECT state FROM records WHERE kind = 'k' AND subject = 's' AND subject <> ''",
+    }
+    for index, query in plans.items():
+        plan = " ".join(row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}"))
+        assert index in plan
+        assert "TEMP B-TREE" not in plan
+    connection.close()
