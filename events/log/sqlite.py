@@ -5,19 +5,16 @@ A write is checked against what memory knows of its job, queued, and told when i
 memory, where readers find them, for their job's next append or for the next flush.
 """
 
-import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import trio
 
 from events.errors import (
-    CodecError,
     IllegalTransition,
     LogUnavailableError,
     SequenceConflict,
@@ -28,10 +25,12 @@ from events.log.base import FrameCursor, FrameRun, JobFilter, Page
 from events.log.content import content_bytes
 from events.log.follow import Bells, Follower
 from events.log.sqlite_commit import WRITE_OVERHEAD_BYTES, GroupCommit, Write
+from events.log.sqlite_file import OpenedFile, open_file
+from events.log.sqlite_items import SqliteItems
 from events.log.sqlite_live import LiveJob, LogStatistics, run_bytes
 from events.log.sqlite_records import SqliteRecords
 from events.log.sqlite_rows import event_rows, job_row, message_seq
-from events.log.sqlite_schema import MIGRATIONS, FileLock, Migration, open_database, open_error
+from events.log.sqlite_schema import MIGRATIONS, Migration
 from events.log.sqlite_writer import JobWrite, PurgeStep
 from events.projections import JobSnapshot, apply
 from events.state import JobState
@@ -77,45 +76,12 @@ async def open_sqlite_log(
     as :meth:`SqliteLog.aclose` does, also when cancelled.
     """
     options = options or SqliteOptions()
-    file = await trio.to_thread.run_sync(_open, Path(path), migrations)
+    file = await trio.to_thread.run_sync(open_file, Path(path), migrations)
     log = SqliteLog(file, options)
     try:
         yield log
     finally:
         await log.aclose()
-
-
-class _File(NamedTuple):
-    """An opened file, and what was found in it."""
-
-    path: Path
-    lock: FileLock
-    connection: sqlite3.Connection
-    unfinished: list[tuple[int, JobSnapshot]]
-    last_number: int
-
-
-def _open(path: Path, migrations: Sequence[Migration]) -> _File:
-    path = path.absolute()
-    try:
-        lock = FileLock(path)
-    except OSError as exc:
-        raise open_error(path, exc) from exc
-    try:
-        connection = open_database(path, migrations=migrations)
-        try:
-            return _File(
-                path, lock, connection, reader.unfinished_jobs(connection), reader.last_number(connection)
-            )
-        except BaseException:
-            connection.close()
-            raise
-    except (CodecError, sqlite3.Error) as exc:
-        lock.release()
-        raise open_error(path, exc) from exc
-    except BaseException:
-        lock.release()
-        raise
 
 
 class SqliteLog:
@@ -127,7 +93,7 @@ class SqliteLog:
 
     durable = True
 
-    def __init__(self, file: _File, options: SqliteOptions) -> None:
+    def __init__(self, file: OpenedFile, options: SqliteOptions) -> None:
         self._options = options
         self._readers = reader.Readers(file.path, options.readers)
         self._live = {snapshot.job_id: LiveJob(number, snapshot) for number, snapshot in file.unfinished}
@@ -144,6 +110,9 @@ class SqliteLog:
             on_end=file.lock.release,
         )
         self.records = SqliteRecords(self._commit, self._readers)
+        self.items = SqliteItems(
+            self._commit, self._readers, take_number=self._take_number, ring_all=self._bells.ring_all
+        )
 
     @property
     def held_bytes(self) -> int:
@@ -360,8 +329,8 @@ class SqliteLog:
         before_id: str | None = None,
     ) -> Page:
         """See the port."""
-        found = await self._readers.run(partial(reader.page, where, limit, after_id, before_id))
-        return Page([self._up_to_date(snapshot) for snapshot in found.jobs], found.has_more)
+        jobs, has_more = await self._readers.run(partial(reader.page, where, limit, after_id, before_id))
+        return Page(list(map(self._up_to_date, jobs)), has_more)
 
     def _up_to_date(self, stored: JobSnapshot) -> JobSnapshot:
         live = self._live.get(stored.job_id)
