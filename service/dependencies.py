@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from actors.batches import Batches
 from actors.clock import Clock
 from actors.router import Router
 from actors.supervisor import Supervisor
@@ -19,6 +20,7 @@ class Dependencies:
 
     settings: Settings
     supervisor: Supervisor
+    batches: Batches
     router: Router
     log: EventLog
     authenticator: Authenticator

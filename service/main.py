@@ -17,6 +17,7 @@ import structlog
 import trio
 from hypercorn.config import Config
 
+from actors.batches import Batches, BatchLimits
 from actors.clock import Clock
 from actors.expiry import Expiry, purge_history
 from actors.providers.base import Provider
@@ -41,6 +42,8 @@ from service.settings_sections import sqlite_path
 
 FLUSH_GRACE_S = 1.0
 """Time beyond the drain deadline for last bytes (terminal events, error frames) to reach their readers."""
+BATCH_LIFETIME_S = 86_400.0
+"""From a batch's creation until what has not ended of it expires, as the API has it."""
 REQUESTS_PER_CONNECTION = 1_000_000
 """After so many a kept connection is closed, which lets load balancers spread again."""
 
@@ -102,6 +105,7 @@ async def open_gateway(
                 logger=logger,
                 max_attempts=settings.jobs.max_attempts,
             )
+            await dependencies.batches.recover()
             async with trio.open_nursery() as connections:
                 await connections.start(server.run)
                 yield Gateway(url=urls[0], urls=urls, dependencies=dependencies, log=log)
@@ -109,7 +113,9 @@ async def open_gateway(
                     "shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight
                 )
                 drain_until = trio.current_time() + settings.jobs.drain_s
+                dependencies.batches.stop()
                 await dependencies.supervisor.drain(settings.jobs.drain_s)
+                await dependencies.batches.drain()
                 await server.close_idle()
                 server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
             actors.cancel_scope.cancel()
@@ -176,10 +182,27 @@ def _assemble(
             store_bodies=settings.log.store_bodies or not log.durable,
         ),
     )
+    batches = Batches(
+        nursery=actors,
+        log=log,
+        snapshots=snapshots,
+        supervisor=supervisor,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        limits=_batch_limits(settings),
+    )
+    actors.start_soon(batches.forget_old)
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
+    metrics.watch_batches(
+        open_=lambda: batches.open,
+        waiting=lambda: batches.waiting_items,
+        running=lambda: batches.running_items,
+    )
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
+        batches=batches,
         router=router,
         log=log,
         authenticator=Authenticator.of(settings),
@@ -187,6 +210,19 @@ def _assemble(
         clock=clock,
         started_at=clock.now(),
         logger=logger,
+    )
+
+
+def _batch_limits(settings: Settings) -> BatchLimits:
+    batches = settings.batches
+    return BatchLimits(
+        max_open=batches.max_open,
+        max_running=batches.max_running,
+        max_running_per_batch=batches.max_running_per_batch,
+        max_requests=batches.max_requests,
+        max_attempts=settings.jobs.max_attempts,
+        lifetime_s=BATCH_LIFETIME_S,
+        result_ttl_s=batches.result_ttl_s,
     )
 
 

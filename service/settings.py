@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from actors.providers.options import AnthropicOptions, EchoOptions, LocalOptions, ProviderOptions
 from service.settings_sections import (
     AuthSettings,
+    BatchesSettings,
     FieldError,
     JobsSettings,
     KeySettings,
@@ -53,6 +54,7 @@ from service.settings_sources import (
 
 __all__ = [
     "AuthSettings",
+    "BatchesSettings",
     "JobsSettings",
     "KeySettings",
     "LogSettings",
@@ -112,6 +114,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     auth: AuthSettings = AuthSettings()
     jobs: JobsSettings = JobsSettings()
+    batches: BatchesSettings = BatchesSettings()
     log: LogSettings = LogSettings()
     logging: LoggingSettings = LoggingSettings()
     keys: tuple[KeySettings, ...] = ()

@@ -52,6 +52,12 @@ def check_model(principal: Principal, model: str) -> None:
 
 def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
     """The request's JSON object. Raises InvalidRequestError for another type, encoding or shape."""
+    check_json(request)
+    return schemas.parse_object(body)
+
+
+def check_json(request: Request) -> None:
+    """Raise InvalidRequestError for a body that does not say it is JSON in UTF-8, as it is."""
     content_type = (request.headers.single("content-type") or "application/json").lower()
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip() != "application/json" and not media_type.strip().endswith("+json"):
@@ -61,7 +67,6 @@ def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
         raise InvalidRequestError("content-type: JSON is UTF-8 (RFC 8259)")
     if (request.headers.single("content-encoding") or "identity").lower() != "identity":
         raise InvalidRequestError("content-encoding: request bodies are taken uncompressed only")
-    return schemas.parse_object(body)
 
 
 def forwarded_headers(request: Request) -> Headers:
