@@ -58,7 +58,7 @@ STEPS = st.one_of(
 
 
 @each_adapter
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps=st.lists(STEPS, min_size=4, max_size=25), lapsed=st.booleans())
 async def test_they_are_what_the_model_is(
     open_log: OpenLog, steps: list[tuple[str, int]], lapsed: bool
