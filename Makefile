@@ -69,8 +69,9 @@ run: install local ## serve on 127.0.0.1, port 8080 or PORT=9000
 test: dev local ## every test, with coverage
 	env -u PORT $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COV_MIN) $(ARGS)
 
-test-crash: dev ## kill the daemon KILLS=100 times under load, and check all that it told its clients
+test-crash: dev ## kill the daemon KILLS=100 times under load, and in a batch of 20,000; check all it told
 	env -u PORT $(BIN)/python -m tests.crash --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	env -u PORT $(BIN)/python -m tests.crash.batches $(if $(SEED),--seed $(SEED))
 
 check: dev ## linters, types and the rule of who imports whom
 	$(BIN)/ruff check $(CODE)

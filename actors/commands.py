@@ -16,6 +16,8 @@ class CancelJob:
 
     by: str
     reason: str
+    lapsed: bool = False
+    """The time of its batch is up; nobody asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ def ends_work(command: Command, *, detached: bool, watchers: int) -> bool:
 def terminal_event(command: Ending, *, at: float, usage: Usage) -> Terminal | None:
     """The event that records an ending; None when the job is left for the next start."""
     match command:
-        case CancelJob(by=by, reason=reason):
-            return JobCancelled(at=at, by=by, reason=reason, usage=usage)
+        case CancelJob(by=by, reason=reason, lapsed=lapsed):
+            return JobCancelled(at=at, by=by, reason=reason, usage=usage, lapsed=lapsed)
         case LastWatcherLeft():
             return JobCancelled(at=at, by="client", reason="its last watcher left", usage=usage)
         case StopForShutdown(leave_unfinished=True):

@@ -12,6 +12,7 @@
     +-- OverloadedError               admission refused it; nothing was accepted         529
     +-- NoSuchModelError              no route and no provider for the model             404
     +-- JobNotFoundError              unknown, expired, or another owner's: one answer   404
+    +-- BatchNotFoundError            the same of a batch                                404
     +-- JobConflictError              the job's state forbids it                         409
     +-- WebhookRefusedError           no such endpoint, or a disabled one                400
     +-- DeliveryNotFoundError         no such delivery of a webhook                      404
@@ -127,7 +128,16 @@ class JobNotFoundError(ActorError):
         super().__init__("job not found, or its result has expired")
 
 
+class BatchNotFoundError(ActorError):
+    """Unknown, forgotten and another owner's batch: the same answer for all three."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("batch not found, or its results have expired")
+
+
 class JobConflictError(ActorError):
-    """The job's state does not allow it."""
+    """The state of the job, or batch, does not allow it."""
 
     status = 409

@@ -1,4 +1,4 @@
-"""The tasks that take results away at their deadline, and records at their age."""
+"""Who takes results away at their deadline, records at their age, and content that nobody may read."""
 
 from collections.abc import Callable
 from math import inf
@@ -16,6 +16,8 @@ from events.types import JobExpired
 
 RETRY_S = 5.0
 """Pause after the log could not record an expiry; readers are told from the deadline on that it is gone."""
+REDACT_RETRY_S = 1.0
+"""Pause before the log is asked again to drop content."""
 EXPIRIES_AT_ONCE = 64
 """Results expired concurrently, so that a log that commits in groups can."""
 PURGE_INTERVAL_S = 60.0
@@ -109,6 +111,24 @@ class Expiry:
         if not self._log.durable:
             await self._log.forget(snapshot.job_id)
         self._logger.debug("result expired", action="job.expired", job_id=snapshot.job_id)
+
+    async def disown(self, job_id: str) -> None:
+        """Drop a job that its submitter was told is not accepted, should its commit still have come about."""
+        try:
+            await self._log.forget(job_id)
+        except LogUnavailableError:
+            self._logger.warning("a refused job may be in the log", action="job.disowned", job_id=job_id)
+
+    async def redact(self, job_id: str) -> None:
+        """Drop a job's content. A log that cannot now is asked again: it takes no new jobs meanwhile."""
+        while True:
+            try:
+                await self._log.redact(job_id)
+            except LogUnavailableError:
+                self._logger.warning("content not dropped yet", action="job.redact_delayed", job_id=job_id)
+                await trio.sleep(REDACT_RETRY_S)
+            else:
+                return
 
     async def _is_gone(self, job_id: str) -> bool:
         try:

@@ -111,25 +111,33 @@ async def recover(
                     resumed += 1
                 except NoSuchModelError as error:
                     endings.append((snapshot, error.failure))
-            case Verdict.INTERRUPTED:
-                endings.append((snapshot, INTERRUPTED))
-            case Verdict.RERUN_REFUSED:
-                endings.append((snapshot, RERUN_REFUSED))
-            case Verdict.OUT_OF_ATTEMPTS:
-                each = "each" if attempts.failed == 0 else f"{attempts.cut_off}"
-                text = f"interrupted by a restart in {each} of its {snapshot.attempt} attempts"
-                endings.append((snapshot, Failure(500, "api_error", text)))
+            case verdict:
+                endings.append((snapshot, failure_by(verdict, snapshot, attempts)))
     for start in range(0, len(endings), ENDINGS_AT_ONCE):
         async with trio.open_nursery() as nursery:
             for snapshot, failure in endings[start : start + ENDINGS_AT_ONCE]:
-                nursery.start_soon(_end, log, snapshot, failure, clock.now())
+                nursery.start_soon(end_interrupted, log, snapshot, failure, clock.now())
     report = RecoveryReport(resumed=resumed, ended=len(endings))
     if resumed or endings:
         logger.info("recovered", action="recovery.done", resumed=resumed, ended=len(endings))
     return report
 
 
-async def _end(log: EventLog, snapshot: JobSnapshot, failure: Failure, at: float) -> None:
+def failure_by(verdict: Verdict, snapshot: JobSnapshot, attempts: Attempts) -> Failure:
+    """The error of a job that is not run again."""
+    match verdict:
+        case Verdict.RERUN_REFUSED:
+            return RERUN_REFUSED
+        case Verdict.OUT_OF_ATTEMPTS:
+            each = "each" if attempts.failed == 0 else f"{attempts.cut_off}"
+            text = f"interrupted by a restart in {each} of its {snapshot.attempt} attempts"
+            return Failure(500, "api_error", text)
+        case _:
+            return INTERRUPTED
+
+
+async def end_interrupted(log: EventLog, snapshot: JobSnapshot, failure: Failure, at: float) -> None:
+    """Record that a job without an actor failed, its last attempt cut off. Raises LogError."""
     events: list[Event] = [JobFailed(at=at, failure=failure)]
     if snapshot.attempt and snapshot.failure is None:
         events.insert(

@@ -16,7 +16,7 @@ from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
 from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
 from actors.expiry import Expiry
-from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S, JobActor
+from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.line import Line
 from actors.submission import (
     Submission,
@@ -32,7 +32,7 @@ from actors.targets import Course, NoTargetError, Targets
 from actors.telemetry import Telemetry, log_job_end
 from actors.webhooks.webhooks import Webhooks
 from actors.work import Watch, Work, is_stream
-from events.errors import DuplicateKeyError, LogUnavailableError, UnknownJobError
+from events.errors import DuplicateKeyError, UnknownJobError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, project
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
@@ -71,6 +71,7 @@ class Supervisor:
         self._running: dict[str, JobActor] = {}
         self._sizes: dict[str, int] = {}
         self._in_flight = 0
+        self._items = 0
         self._idle = trio.Event()
         self._idle.set()
         self._draining = False
@@ -83,6 +84,11 @@ class Supervisor:
     def in_flight(self) -> int:
         """Jobs accepted and not ended."""
         return self._in_flight
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch may have another of its items begun: other jobs always go first."""
+        return not self._draining and self._in_flight - self._items < self._limits.max_in_flight
 
     @property
     def draining(self) -> bool:
@@ -115,16 +121,18 @@ class Supervisor:
             redacted = snapshot.state is JobState.COMPLETED and not snapshot.message
             if redacted or snapshot.expires_at is None or snapshot.expires_at <= now:
                 raise JobNotFoundError
-            self._snapshots.cache(snapshot)
+            if snapshot.batch_id is None:
+                self._snapshots.cache(snapshot)
         if owner is not None and snapshot.owner != owner:
             raise JobNotFoundError
         return snapshot
 
     def was_read(self, snapshot: JobSnapshot) -> None:
         """The result has left for its owner. Where bodies are not stored, this is the end of its content."""
-        if not self._limits.store_bodies and snapshot.ended and snapshot.detached:
+        kept = snapshot.ended and snapshot.detached and snapshot.batch_id is None
+        if kept and not self._limits.store_bodies:
             self._snapshots.remove(snapshot.job_id)
-            self._nursery.start_soon(self._redact, snapshot.job_id)
+            self._nursery.start_soon(self._expiry.redact, snapshot.job_id)
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
@@ -204,19 +212,12 @@ class Supervisor:
             self._snapshots.release(job_id)
             self._dismiss()
             if isinstance(error, trio.TooSlowError):
-                self._nursery.start_soon(self._disown, job_id)
+                self._nursery.start_soon(self._expiry.disown, job_id)
             raise
         actor = self._start(project(job_id, first), work, body_bytes=len(command.body))
         self._telemetry.job_accepted(command.mode)
         actor.logger.info("job accepted", action="job.accepted", mode=command.mode.value, model=command.model)
         return actor, actor.watch()
-
-    async def _disown(self, job_id: str) -> None:
-        """Drop a job that its submitter was told is not accepted, should its commit still have come about."""
-        try:
-            await self._log.forget(job_id)
-        except LogUnavailableError:
-            self._logger.warning("a refused job may be in the log", action="job.disowned", job_id=job_id)
 
     async def submit_once(self, command: SubmitJob) -> Submission:
         """Take a job on, unless its owner already has one with this idempotency key: then that one.
@@ -245,8 +246,8 @@ class Supervisor:
 
         ``failed``: its attempts that failed by themselves.
 
-        Synchronous; not subject to admission, since the job was accepted long ago. Raises NoSuchModelError
-        when no route leads anywhere any more.
+        An item of a batch has its turn already. Synchronous; not subject to admission, since the job was
+        accepted long ago. Raises NoSuchModelError when no route leads anywhere (any more).
         """
         course = self._targets.course(
             snapshot.model, mode=snapshot.mode, patient=True, may_retry=snapshot.may_rerun, failed=failed
@@ -259,8 +260,9 @@ class Supervisor:
             call=None,
             as_stream=True,
             keeps_result=True,
-            turn=self._resumed.join(then=course.join),
+            turn=self._resumed.join(then=course.join) if snapshot.batch_id is None else None,
         )
+        self._items += snapshot.batch_id is not None
         return self._start(snapshot, work, body_bytes=0)
 
     def _start(self, snapshot: JobSnapshot, work: Work, *, body_bytes: int) -> JobActor:
@@ -285,7 +287,7 @@ class Supervisor:
     def _admit(self, job_id: str, command: SubmitJob, course: Course, *, kept: bool) -> None:
         if self._draining:
             raise OverloadedError("the gateway is shutting down; try again", retry_after_s=5)
-        if self._in_flight >= self._limits.max_in_flight:
+        if self._in_flight - self._items >= self._limits.max_in_flight:
             raise OverloadedError("too many jobs are in flight; try again")
         if kept and not self._log.durable:
             try:
@@ -354,6 +356,8 @@ class Supervisor:
         if self.actor(job_id, owner) is not None:
             raise JobConflictError("the job is still running; cancel it first")
         snapshot = await self.describe(job_id, owner)
+        if snapshot.batch_id is not None:
+            raise JobConflictError("the job is part of a batch; delete the batch")
         self._snapshots.remove(job_id)
         await self._expiry.expire_now(snapshot)
         return snapshot
@@ -363,7 +367,10 @@ class Supervisor:
         snapshot = actor.snapshot
         self._running.pop(actor.job_id, None)
         size = self._sizes.pop(actor.job_id, 0)
-        if snapshot.ended and snapshot.detached:
+        if snapshot.batch_id is not None:
+            # Its batch looks after its result.
+            self._items -= 1
+        elif snapshot.ended and snapshot.detached:
             self._expiry.put(snapshot, size + actor.frame_bytes + len(snapshot.message))
         else:
             self._snapshots.release(actor.job_id)
@@ -379,24 +386,13 @@ class Supervisor:
 
     async def _gone(self, actor: JobActor) -> None:
         """An attached job has ended and nobody reads it any more: its content goes, its counts stay."""
-        await self._redact(actor.job_id)
+        await self._expiry.redact(actor.job_id)
         if self._log.durable:
             # Records on disk go by age, with those of other jobs.
             return
         self._attached_history.append(actor.job_id)
         while len(self._attached_history) > self._limits.attached_history:
             await self._log.forget(self._attached_history.popleft())
-
-    async def _redact(self, job_id: str) -> None:
-        """Drop a job's content. A log that cannot now is asked again: it takes no new jobs meanwhile."""
-        while True:
-            try:
-                await self._log.redact(job_id)
-            except LogUnavailableError:
-                self._logger.warning("content not dropped yet", action="job.redact_delayed", job_id=job_id)
-                await trio.sleep(COMMIT_RETRY_S)
-            else:
-                return
 
     async def drain(self, within_s: float) -> None:
         """Refuse new jobs, wait up to ``within_s`` for the running ones, then record what is left.

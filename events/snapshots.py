@@ -58,6 +58,20 @@ class SnapshotStore:
         """Give back what was reserved for a job that will keep nothing. Idempotent."""
         self._bytes -= self._reserved.pop(job_id, 0)
 
+    def reserve_more(self, key: str, size_bytes: int) -> None:
+        """Set more room aside for what is kept elsewhere (the items of a batch), until :meth:`release`.
+
+        Raises SnapshotStoreFullError, and reserves nothing then, when that would pass the bound.
+        """
+        if self._bytes + size_bytes > self._max_bytes:
+            raise SnapshotStoreFullError("the result store is full")
+        self.correct(key, size_bytes)
+
+    def correct(self, key: str, by_bytes: int) -> None:
+        """What is kept under ``key`` turned out larger (smaller, when negative) than reserved."""
+        self._reserved[key] = self._reserved.get(key, 0) + by_bytes
+        self._bytes += by_bytes
+
     def put(self, snapshot: JobSnapshot, size_bytes: int) -> None:
         """Keep an ended job's snapshot until its ``expires_at``; replaces its reservation. Always succeeds.
 

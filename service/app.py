@@ -7,19 +7,18 @@ nothing of a job ever runs in here.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, cast
 
 import h11
 import quart
+import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope
 from quart.wrappers import Response
-from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -28,11 +27,13 @@ from service.auth import AuthenticationError, PermissionDeniedError, Principal
 from service.dependencies import Dependencies
 from service.direct import DirectCall, DirectRoute, Respond
 from service.errors import InvalidRequestError, NotFoundError, failure_of
-from service.http import Reply, ReplyStream, Request, RequestHeaders
+from service.http import Reply, Request, RequestHeaders
 from service.openapi import Documentation
 from service.preferences import ASYNC, ASYNC_ID, WEBHOOK
 from service.replies import error_reply
-from service.routes import count_tokens, health, jobs, messages, models, webhooks
+from service.routes import batches, count_tokens, health, jobs, messages, models, webhooks
+from service.streamed import StreamedBody
+from service.upload import Upload
 
 PREFIX = "/anthropic"
 EXCHANGE = "messagesd.exchange"
@@ -57,6 +58,7 @@ class Exchange:
     sent: bool = False
     """The last byte of the answer was handed to the socket."""
     on_sent: Callable[[], None] | None = None
+    upload: Upload | None = None
 
 
 def new_request_id() -> str:
@@ -91,6 +93,11 @@ class GatewayConnection(TrioASGIHTTPConnection):
         """Serve the request. What it opened is closed when this returns, also when the client left."""
         exchange = self._exchange
         started = perf_counter()
+        if (self.scope["method"], self.scope["path"]) in self.app.upload_routes:
+            batches_of = self.app.dependencies.settings.batches
+            exchange.upload = Upload(
+                receive, max_bytes=batches_of.max_body_bytes, timeout_s=batches_of.upload_timeout_s
+            )
 
         async def send_with_id(message: ASGISendEvent) -> None:
             if message["type"] == "http.response.start":
@@ -107,6 +114,18 @@ class GatewayConnection(TrioASGIHTTPConnection):
         finally:
             self.app.answered(self.scope["method"], self.scope["path"], exchange, perf_counter() - started)
 
+    async def handle_messages(  # type: ignore[override] # as in quart-trio, whose it is
+        self, nursery: trio.Nursery, request: quart.Request, receive: ASGIReceiveCallable
+    ) -> None:
+        """Feed the request's body, unless its handler reads it; then watch for the client's leaving."""
+        upload = self._exchange.upload
+        if upload is not None:
+            await upload.over.wait()
+            if upload.client_left:
+                nursery.cancel_scope.cancel()
+                return
+        await super().handle_messages(nursery, request, receive)
+
 
 class GatewayApp(QuartTrio):
     """Quart-Trio with our exchange around each request, and a shorter way to its hottest routes."""
@@ -118,6 +137,7 @@ class GatewayApp(QuartTrio):
         super().__init__("service", static_folder=None)
         self.dependencies = dependencies
         self.direct_routes: dict[tuple[bytes, bytes], Route] = {}
+        self.upload_routes: set[tuple[str, str]] = set()
 
     def direct(self, request: h11.Request) -> DirectRoute | None:
         """The routes that are answered without Quart: see :mod:`service.direct`."""
@@ -181,31 +201,13 @@ class GatewayApp(QuartTrio):
         )
 
 
-class _StreamedBody(ResponseBody):
-    """Lets Quart iterate a reply's stream. Closing is the exchange's business, not the iterator's."""
-
-    def __init__(self, stream: ReplyStream) -> None:
-        self._stream = stream
-
-    async def __aenter__(self) -> "_StreamedBody":
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException], exc_value: BaseException, tb: TracebackType
-    ) -> None:
-        return None
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._stream.__aiter__()
-
-
 def _exchange() -> Exchange:
     return cast(Exchange, cast(Any, quart.request.scope)[EXCHANGE])
 
 
 def _response(reply: Reply) -> Response:
     app = quart.current_app
-    body = reply.body if isinstance(reply.body, bytes) else _StreamedBody(reply.body)
+    body = reply.body if isinstance(reply.body, bytes) else StreamedBody(reply.body)
     response = app.response_class(body, reply.status, content_type=reply.content_type)
     if not isinstance(reply.body, bytes):
         response.timeout = None
@@ -258,6 +260,7 @@ async def _answer(
             origin=_origin(deps, scheme, headers) + exchange.prefix,
             read_body=read_body,
             closing=exchange.closing,
+            upload=exchange.upload,
         )
         reply = await route.handler(deps, request, **path_parts)
         exchange.on_sent = reply.on_sent
@@ -271,20 +274,22 @@ def _view(deps: Dependencies, route: Route) -> Callable[..., Awaitable[Response]
 
     async def view(**path_parts: str) -> Response:
         scope = cast(HTTPScope, quart.request.scope)
-        return _response(
-            await _answer(
-                deps,
-                route,
-                _exchange(),
-                method=scope["method"],
-                path=scope["path"],
-                scheme=scope["scheme"],
-                headers=RequestHeaders(scope["headers"]),
-                query=quart.request.args,
-                read_body=_read_body,
-                path_parts=path_parts,
-            )
+        exchange = _exchange()
+        reply = await _answer(
+            deps,
+            route,
+            exchange,
+            method=scope["method"],
+            path=scope["path"],
+            scheme=scope["scheme"],
+            headers=RequestHeaders(scope["headers"]),
+            query=quart.request.args,
+            read_body=_read_body,
+            path_parts=path_parts,
         )
+        if exchange.upload is not None:
+            await exchange.upload.discard()
+        return _response(reply)
 
     view.__name__ = route.handler.__name__
     view.__doc__ = route.handler.__doc__
@@ -336,6 +341,7 @@ def create_app(deps: Dependencies) -> GatewayApp:
         access: str = "key",
         makes_jobs: bool = False,
         direct: bool = False,
+        upload: bool = False,
     ) -> None:
         route = Route(path, handler, access, makes_jobs)
         app.add_url_rule(
@@ -346,11 +352,19 @@ def create_app(deps: Dependencies) -> GatewayApp:
             provide_automatic_options=False,
             strict_slashes=True,
         )
+        if upload:
+            app.upload_routes.update((method, path) for method in methods)
         if direct:
             app.direct_routes.update({(method.encode(), path.encode()): route for method in methods})
 
     route("/v1/messages", messages.post_messages, "POST", makes_jobs=True, direct=True)
     route("/v1/messages/count_tokens", count_tokens.count_tokens, "POST")
+    route("/v1/messages/batches", batches.create_batch, "POST", upload=True)
+    route("/v1/messages/batches", batches.list_batches)
+    route("/v1/messages/batches/<batch_id>", batches.get_batch)
+    route("/v1/messages/batches/<batch_id>", batches.delete_batch, "DELETE")
+    route("/v1/messages/batches/<batch_id>/cancel", batches.cancel_batch, "POST")
+    route("/v1/messages/batches/<batch_id>/results", batches.batch_results)
     route("/v1/messages/<path:rest>", count_tokens.forward, "POST")
     route("/v1/models", models.list_models)
     route("/v1/models/<path:model_id>", models.get_model)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from actors.batches import Batches
 from actors.clock import Clock
 from actors.router import Router
 from actors.supervisor import Supervisor
@@ -23,6 +24,7 @@ class Dependencies:
     settings: Settings
     supervisor: Supervisor
     webhooks: Webhooks
+    batches: Batches
     router: Router
     targets: Targets
     log: EventLog

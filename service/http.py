@@ -10,6 +10,7 @@ from typing import Protocol
 
 from service.auth import Principal
 from service.errors import InvalidRequestError
+from service.upload import Upload
 
 
 class RequestHeaders:
@@ -65,6 +66,9 @@ class Request:
     """The whole body; raises the framework's errors for one that is too large or too slow."""
     closing: ExitStack
     """Closed when the request is over, however it ends: finished, failed, or its client gone."""
+
+    upload: Upload | None = None
+    """The body, piece by piece, on routes that take uploads; :attr:`read_body` is not to be used there."""
 
     @property
     def owner(self) -> str | None:

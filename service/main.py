@@ -18,6 +18,7 @@ import structlog
 import trio
 from hypercorn.config import Config
 
+from actors.batches import Batches, BatchLimits
 from actors.circuit import CircuitPolicy
 from actors.clock import Clock
 from actors.expiry import Expiry, purge_history
@@ -48,6 +49,8 @@ from service.settings_sections import RouteSettings, sqlite_path
 
 FLUSH_GRACE_S = 1.0
 """Time beyond the drain deadline for last bytes (terminal events, error frames) to reach their readers."""
+BATCH_LIFETIME_S = 86_400.0
+"""From a batch's creation until what has not ended of it expires, as the API has it."""
 REQUESTS_PER_CONNECTION = 1_000_000
 """After so many a kept connection is closed, which lets load balancers spread again."""
 
@@ -113,6 +116,7 @@ async def open_gateway(
                 logger=logger,
                 max_attempts=settings.jobs.max_attempts,
             )
+            await dependencies.batches.recover()
             actors.start_soon(dependencies.webhooks.run)
             async with trio.open_nursery() as connections:
                 await connections.start(server.run)
@@ -121,7 +125,9 @@ async def open_gateway(
                     "shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight
                 )
                 drain_until = trio.current_time() + settings.jobs.drain_s
+                dependencies.batches.stop()
                 await dependencies.supervisor.drain(settings.jobs.drain_s)
+                await dependencies.batches.drain()
                 await dependencies.webhooks.drain(max(0.0, drain_until - trio.current_time()))
                 await server.close_idle()
                 server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
@@ -204,12 +210,29 @@ def _assemble(
         ),
         webhooks=webhooks,
     )
+    batches = Batches(
+        nursery=actors,
+        log=log,
+        snapshots=snapshots,
+        supervisor=supervisor,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        limits=_batch_limits(settings),
+    )
+    actors.start_soon(batches.forget_old)
     metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
     metrics.watch_targets(targets)
+    metrics.watch_batches(
+        open_=lambda: batches.open,
+        waiting=lambda: batches.waiting_items,
+        running=lambda: batches.running_items,
+    )
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
         webhooks=webhooks,
+        batches=batches,
         router=router,
         targets=targets,
         log=log,
@@ -247,6 +270,19 @@ def _webhooks(
     )
     metrics.watch_webhooks(lambda: webhooks.waiting)
     return webhooks
+
+
+def _batch_limits(settings: Settings) -> BatchLimits:
+    batches = settings.batches
+    return BatchLimits(
+        max_open=batches.max_open,
+        max_running=batches.max_running,
+        max_running_per_batch=batches.max_running_per_batch,
+        max_requests=batches.max_requests,
+        max_attempts=settings.jobs.max_attempts,
+        lifetime_s=BATCH_LIFETIME_S,
+        result_ttl_s=batches.result_ttl_s,
+    )
 
 
 def _hypercorn_config(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Config:

@@ -77,6 +77,9 @@ class Metrics:
         self._subscribers = self._gauge("subscribers", "Watchers of running jobs.")
         self._in_flight = self._gauge("jobs_in_flight", "Jobs accepted and not ended.")
         self._snapshot_bytes = self._gauge("snapshot_bytes", "Bytes held for kept results.")
+        self._batches = self._gauge("batches_open", "Batches that have not ended.")
+        self._items_waiting = self._gauge("batch_items_waiting", "Items of batches that were not begun.")
+        self._items_running = self._gauge("batch_items_running", "Items of batches at work.")
         # Resolving labels takes a lock and builds strings; the hot paths keep what it gave.
         self._request_children: dict[tuple[str, str, int], Counter] = {}
         self._routes: set[str] = {UNKNOWN_ROUTE}
@@ -116,6 +119,14 @@ class Metrics:
     def watch_webhooks(self, waiting: Callable[[], int]) -> None:
         """Read this one in the same way."""
         self._webhooks_waiting.set_function(waiting)
+
+    def watch_batches(
+        self, *, open_: Callable[[], int], waiting: Callable[[], int], running: Callable[[], int]
+    ) -> None:
+        """The same for batches and their items."""
+        self._batches.set_function(open_)
+        self._items_waiting.set_function(waiting)
+        self._items_running.set_function(running)
 
     def http_request(self, method: str, route: str | None, status: int) -> None:
         """A request was answered. ``route`` is the template (``/v1/jobs/<job_id>``), None if none matched."""

@@ -38,8 +38,9 @@ from service.cli import version
 from service.dependencies import Dependencies
 from service.http import Reply, Request
 from service.openapi_models import RESPONSE_HEADERS, ErrorEnvelope
+from service.openapi_operation import JOB_HEADERS, Answer, Operation
 from service.openapi_page import PAGE, SCRIPT, SWAGGER_UI
-from service.openapi_table import ERROR_TEXTS, JOB_HEADERS, OPERATIONS, Answer, Operation
+from service.openapi_table import ERROR_TEXTS, OPERATIONS
 from service.sse import CONTENT_TYPE as EVENT_STREAM
 
 _JSON = "application/json"
@@ -54,6 +55,7 @@ _INFO = Info(
 )
 _TAGS: list[Tag | dict[str, Any]] = [
     Tag(name="messages", description="Messages, made plain, streamed or as async jobs."),
+    Tag(name="batches", description="Many Messages at once, made in the background."),
     Tag(name="jobs", description="Every request is a job: look at it, watch it, cancel it."),
     Tag(name="webhooks", description="What endpoints were told about jobs. For admin keys."),
     Tag(name="models", description="What can be asked for."),

@@ -4,86 +4,14 @@ A test holds it against the routes there are: each must be here, and nothing els
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
-
-from pydantic import BaseModel
 
 from service import openapi_models as models
 from service.metrics import TEXT_FORMAT
+from service.openapi_batches import BATCHES
+from service.openapi_operation import JOB_HEADERS, Answer, Operation
 from service.preferences import ASYNC_ID
 from service.schemas import Message
-
-JOB_HEADERS = (ASYNC_ID, "x-bf-async-status")
-
-_ANY_ROUTE = (400, 431, 500)
-_CREDENTIALS = (401, 403)
-_NO_JOB_HERE = (404,)
-"""Routes that make no job answer so to ``x-bf-async-id``."""
-_READS_BODY = (408, 413)
-_CALLS_UPSTREAM = (402, 409, 422, 429, 502, 503, 504, 529)
-
-
-def _nothing() -> Mapping[str, Any]:
-    return MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One status of an operation that is no error."""
-
-    description: str
-    model: type[BaseModel] | None = None
-    """The JSON body."""
-    event: type[BaseModel] | None = None
-    """One event of the stream of server-sent events that the body is where that is asked for."""
-    text: str | None = None
-    """The media type of a body that is a text."""
-    headers: tuple[str, ...] = ()
-    """Beside ``request-id``."""
-    links: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
-    """By the operation that follows: where in this answer its parameters are (OpenAPI 3.1, 4.8.20.4)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """What a client has to know of one method of one path."""
-
-    id: str
-    tag: str
-    summary: str
-    description: str = ""
-    access: str = "key"
-    """``key``; ``admin``; ``open``; or ``keyed``: asks for a key as soon as keys are configured."""
-    query: type[BaseModel] | None = None
-    headers: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
-    body_required: bool = True
-    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)
-    """Bodies, by what they show."""
-    answers: Mapping[int, Answer]
-    errors: tuple[int, ...] = ()
-    """Beside those that any route of this access gives."""
-    upstream: bool = False
-    """An upstream's error reaches the client with the upstream's status, whichever that is."""
-    path: Mapping[str, str] = field(default_factory=_nothing)
-    """What the parts of the path are."""
-
-    @property
-    def all_errors(self) -> tuple[int, ...]:
-        """Every error status to be reckoned with, in order."""
-        statuses = {*self.errors, *_ANY_ROUTE}
-        if self.access != "open":
-            statuses.update(_CREDENTIALS)
-        if self.access in ("key", "admin"):
-            statuses.update(_NO_JOB_HERE)
-        if self.body is not None:
-            statuses.update(_READS_BODY)
-        if self.upstream:
-            statuses.update(_CALLS_UPSTREAM)
-        return tuple(sorted(statuses - self.answers.keys()))
-
 
 _JOB_ID = MappingProxyType({"job_id": "As in `x-bf-async-id`."})
 _GREETING = MappingProxyType({"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]})
@@ -200,7 +128,7 @@ _JOBS = {
         id="delete_job",
         tag="jobs",
         summary="Delete an ended job",
-        description="With its result and its events. 409 while it runs.",
+        description="With its result and its events. 409 while it runs, and for an item of a batch.",
         path=_JOB_ID,
         answers={200: Answer(description="It is gone.", model=models.JobDeleted)},
         errors=(409,),
@@ -246,7 +174,8 @@ _JOBS = {
         summary="Watch a job",
         description="Its Anthropic stream: replayed from `message_start`, or from after the frame named, and "
         "then live. Each frame has an `id` of the form ATTEMPT-FRAME. 409: the cursor's attempt was given up "
-        "(read anew), or the job has no stream. A job that failed without a frame answers with its error.",
+        "(read anew), or the job has no stream, or none yet (it waits in its batch). A job that failed "
+        "without a frame answers with its error.",
         path=_JOB_ID,
         query=models.StreamQuery,
         headers=models.StreamHeaders,
@@ -363,6 +292,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
         ("POST", "/v1/messages"): _CREATE_MESSAGE,
         ("POST", "/v1/messages/count_tokens"): _COUNT_TOKENS,
         ("POST", "/v1/messages/<path:rest>"): _FORWARD,
+        **BATCHES,
         **_MODELS,
         **_JOBS,
         **_WEBHOOKS,
@@ -379,7 +309,7 @@ ERROR_TEXTS: Mapping[int, str] = MappingProxyType(
         403: "The key is blocked, or may not do this: `permission_error`.",
         404: "There is no such thing for this caller: `not_found_error`.",
         408: "The body did not arrive in time: `invalid_request_error`.",
-        409: "The job's state forbids it, or the job was cancelled: `conflict_error`.",
+        409: "The state of the job, or batch, forbids it, or the job was cancelled: `conflict_error`.",
         413: "The body is too large: `request_too_large`.",
         422: "The upstream cannot process the request: `invalid_request_error`.",
         429: "Too many requests: `rate_limit_error`.",

@@ -47,7 +47,7 @@ def preferences_of(headers: RequestHeaders, jobs: JobsSettings) -> Preferences:
         detached=detached,
         result_ttl_s=_result_ttl_s(headers, jobs),
         wait_s=wait_s(headers, jobs),
-        may_rerun=_may_rerun(headers),
+        may_rerun=may_rerun(headers),
         idempotency_key=_idempotency_key(headers),
         webhook=webhook,
     )
@@ -63,7 +63,8 @@ def _flag(headers: RequestHeaders, name: str) -> bool:
             raise InvalidRequestError(f"{name}: expected true or false")
 
 
-def _may_rerun(headers: RequestHeaders) -> bool:
+def may_rerun(headers: RequestHeaders) -> bool:
+    """``x-bf-async-retry``: whether a job may be run again after a restart."""
     match headers.single(RETRY):
         case None:
             return True

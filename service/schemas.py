@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import InvalidRequestError
 
 MAX_MODEL_CHARS = 256
+MAX_CUSTOM_ID_CHARS = 64
 SHOWN_PROBLEMS = 3
 """Validation problems named in one answer."""
 
@@ -39,6 +40,13 @@ class MessagesBody(CountTokensBody):
 
     max_tokens: Annotated[int, Field(ge=1)]
     stream: bool | None = None
+
+
+class BatchRequest(_Body):
+    """One element of ``requests`` of ``POST /v1/messages/batches``."""
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)]
+    params: dict[str, Any]
 
 
 class Usage(BaseModel):
@@ -76,13 +84,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def check(schema: type[_Body], fields: dict[str, Any]) -> None:
-    """Validate the outer shape. Raises InvalidRequestError naming each field, as the API itself words it."""
+def check(schema: type[_Body], fields: dict[str, Any], *, within: str = "") -> None:
+    """Validate the outer shape. Raises InvalidRequestError naming each field, as the API itself words it.
+
+    ``within`` is where ``fields`` are in the body, a dot at its end.
+    """
     try:
         schema.model_validate(fields)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            f"{within}{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise InvalidRequestError("; ".join(problems[:SHOWN_PROBLEMS])) from None

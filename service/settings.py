@@ -32,6 +32,7 @@ from actors.providers.options import (
 from actors.webhooks.options import WebhookOptions
 from service.settings_sections import (
     AuthSettings,
+    BatchesSettings,
     CircuitsSettings,
     FieldError,
     JobsSettings,
@@ -62,6 +63,7 @@ from service.settings_sources import (
 
 __all__ = [
     "AuthSettings",
+    "BatchesSettings",
     "JobsSettings",
     "KeySettings",
     "LogSettings",
@@ -129,6 +131,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     auth: AuthSettings = AuthSettings()
     jobs: JobsSettings = JobsSettings()
+    batches: BatchesSettings = BatchesSettings()
     log: LogSettings = LogSettings()
     logging: LoggingSettings = LoggingSettings()
     retries: RetriesSettings = RetriesSettings()

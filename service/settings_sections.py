@@ -145,6 +145,24 @@ class JobsSettings(_Section):
         return value
 
 
+class BatchesSettings(_Section):
+    """``[batches]``: bounds of Message Batches."""
+
+    max_body_bytes: Count = 256 * 1024 * 1024
+    """Of a batch's upload; each of its requests is bounded by ``server.max_body_bytes``."""
+    upload_timeout_s: Seconds = 1800.0
+    """For an upload to arrive in full."""
+    max_requests: Count = 100_000
+    """In one batch."""
+    max_open: Count = 1000
+    """Batches that have not ended. Beyond it new ones are refused."""
+    max_running: Count = 64
+    """Items of all batches at work at once. None is begun while ``jobs.max_in_flight`` other jobs are."""
+    max_running_per_batch: Count = 16
+    result_ttl_s: Seconds = 29 * 86400.0
+    """How long an ended batch and its results can be read."""
+
+
 class LogSettings(_Section):
     """``[log]``: where events are kept."""
 

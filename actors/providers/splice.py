@@ -106,6 +106,17 @@ def _items(body: bytes, at: int) -> Iterator[tuple[int, int]]:
         at = _skip(_SPACE, body, at + 1)
 
 
+def member(body: bytes, key: str) -> bytes:
+    """The bytes of the value of a top-level member, the last one of that name.
+
+    ``body`` is a valid JSON object in UTF-8. Raises KeyError where there is none.
+    """
+    found = [one for one in _members(body) if one.key == key]
+    if not found:
+        raise KeyError(key)
+    return body[found[-1].start : found[-1].end]
+
+
 def _set(body: bytes, key: str, wanted: bytes, *, add: bool) -> bytes:
     pieces: list[bytes] = []
     done = 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from events.log.follow import Follower
+from events.log.items import ItemLog
 from events.log.records import RecordLog
 from events.projections import JobSnapshot
 from events.state import JobState
@@ -83,6 +84,11 @@ class EventLog(Protocol):
     @property
     def records(self) -> RecordLog:
         """Streams of events about other things than jobs, in the same log."""
+        ...
+
+    @property
+    def items(self) -> ItemLog:
+        """The items of batches, many at once."""
         ...
 
     async def append(

@@ -28,6 +28,11 @@ class Bells:
             except trio.WouldBlock:
                 continue
 
+    def ring_all(self) -> None:
+        """Wake the followers of every job."""
+        for job_id in self._by_job:
+            self.ring(job_id)
+
     @contextmanager
     def hang(self, job_id: str) -> Iterator[trio.MemoryReceiveChannel[None]]:
         """A bell for one follower, taken down on leaving."""

@@ -17,7 +17,9 @@ from events.log.base import FrameCursor, FrameRun, JobFilter, Page
 from events.log.content import content_bytes, without_content
 from events.log.deadlines import Deadlines
 from events.log.follow import Bells, Follower
+from events.log.memory_items import MemoryItems
 from events.log.memory_records import MemoryRecords
+from events.log.records import RecordLog
 from events.projections import JobSnapshot, fold
 from events.state import JobState
 from events.types import Event, FramesReceived, JobAccepted, StoredEvent
@@ -58,10 +60,11 @@ class MemoryLog:
         self._bells = Bells()
         self._held_bytes = 0
         self._closed = False
-        self.records = MemoryRecords(
+        self.records: RecordLog = MemoryRecords(
             closed=lambda: self._closed,
             jobs=lambda: [record.current() for record in self._records.values()],
         )
+        self.items = MemoryItems(self, known=self._known)
 
     @property
     def held_bytes(self) -> int:
@@ -73,6 +76,10 @@ class MemoryLog:
             return self._records[job_id]
         except KeyError:
             raise UnknownJobError(f"no job {job_id}") from None
+
+    def _known(self, job_id: str) -> JobSnapshot | None:
+        record = self._records.get(job_id)
+        return record.current() if record else None
 
     def _writable(self, job_id: str, expected_seq: int) -> _Record:
         if self._closed:

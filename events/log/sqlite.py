@@ -25,6 +25,7 @@ from events.log.content import content_bytes
 from events.log.follow import Bells, Follower
 from events.log.sqlite_commit import WRITE_OVERHEAD_BYTES, GroupCommit, Write
 from events.log.sqlite_file import LogFile, SqliteOptions, open_file
+from events.log.sqlite_items import SqliteItems
 from events.log.sqlite_live import EVENT_OVERHEAD_BYTES, LiveJob, LogStatistics, event_bytes
 from events.log.sqlite_records import SqliteRecords
 from events.log.sqlite_rows import event_rows, job_row, message_seq
@@ -85,6 +86,9 @@ class SqliteLog:
             on_end=file.lock.release,
         )
         self.records = SqliteRecords(self._commit, self._readers)
+        self.items = SqliteItems(
+            self._commit, self._readers, take_number=self._take_number, ring_all=self._bells.ring_all
+        )
 
     @property
     def held_bytes(self) -> int:
@@ -332,8 +336,8 @@ class SqliteLog:
     ) -> Page:
         """See the port."""
         await self._list_what_waits()
-        found = await self._readers.run(partial(reader.page, where, limit, after_id, before_id))
-        return Page([self._up_to_date(snapshot) for snapshot in found.jobs], found.has_more)
+        jobs, has_more = await self._readers.run(partial(reader.page, where, limit, after_id, before_id))
+        return Page(list(map(self._up_to_date, jobs)), has_more)
 
     async def _list_what_waits(self) -> None:
         """Have the disk know of every job and its state, while it takes any: lists are read from there."""

@@ -210,7 +210,7 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
             "SELECT json_group_array(id) FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))",
             (_json(batch.forgotten),),
         ).fetchone()
-        _delete(connection, numbers)
+        delete_jobs(connection, numbers)
     for purge in batch.purges:
         _purge(connection, purge)
     for step in batch.steps:
@@ -283,7 +283,7 @@ def _purge(connection: sqlite3.Connection, step: PurgeStep) -> None:
         ).fetchone()
         if found[1] == 0:
             break
-        _delete(connection, found[:1])
+        delete_jobs(connection, found[:1])
         step.purged += found[1]
     while connection.execute("PRAGMA freelist_count").fetchone()[0] > FREE_PAGES_KEPT:
         if monotonic() >= until:
@@ -292,7 +292,19 @@ def _purge(connection: sqlite3.Connection, step: PurgeStep) -> None:
         connection.execute(f"PRAGMA incremental_vacuum({PAGES_FREED_AT_ONCE})").fetchall()
 
 
-def _delete(connection: sqlite3.Connection, numbers: tuple[str]) -> None:
+def insert_new(connection: sqlite3.Connection, jobs: list[JobWrite]) -> LogError | None:
+    """Insert new jobs and their events, all of them or, as the answer then says why, none."""
+    _refuse_taken(connection, jobs)
+    for job in jobs:
+        if job.refusal is not None:
+            return job.refusal
+    _insert(connection, JOB_INSERT, len(JOB_COLUMNS), (job.row for job in jobs))
+    _insert(connection, EVENT_INSERT, len(EVENT_COLUMNS), _event_values(jobs))
+    return None
+
+
+def delete_jobs(connection: sqlite3.Connection, numbers: tuple[str]) -> None:
+    """Delete jobs and their events; ``numbers`` is a JSON array of the jobs' rows."""
     connection.execute("DELETE FROM events WHERE job IN (SELECT value FROM json_each(?))", numbers)
     connection.execute("DELETE FROM jobs WHERE id IN (SELECT value FROM json_each(?))", numbers)
 

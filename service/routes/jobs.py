@@ -2,6 +2,7 @@
 
 import orjson
 
+from actors.errors import JobConflictError
 from events.codec import public
 from events.errors import UnknownJobError
 from events.log.base import JobFilter
@@ -65,6 +66,10 @@ async def job_result(deps: Dependencies, request: Request, job_id: str) -> Reply
 async def cancel_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
     """Stop a job; one that has ended stays as it is."""
     snapshot = await deps.supervisor.cancel(job_id, request.owner, by=request.principal.name)
+    if not snapshot.ended and snapshot.batch_id is not None:
+        # It waits in its batch, so it has no actor to be told.
+        await deps.batches.cancel_item(snapshot, by=request.principal.name)
+        snapshot = await deps.supervisor.describe(job_id, request.owner)
     return _job_reply(snapshot)
 
 
@@ -129,6 +134,9 @@ async def job_stream(deps: Dependencies, request: Request, job_id: str) -> Reply
     text = request.headers.get("last-event-id") or request.query.get("starting_after")
     after = sse.parse_cursor(text) if text else None
     watched = await deps.supervisor.subscribe(job_id, request.owner, after)
+    if watched.actor is None and not watched.snapshot.ended and watched.snapshot.batch_id is not None:
+        watched.subscription.close()
+        raise JobConflictError("the job waits in its batch; there is no stream to watch yet")
     if watched.watch is not None:
         request.closing.callback(watched.watch.leave)
     return await stream_reply(

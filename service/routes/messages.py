@@ -72,6 +72,12 @@ def fallbacks_of(principal: Principal, fields: Mapping[str, Any]) -> tuple[str, 
 
 def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
     """The request's JSON object. Raises InvalidRequestError for another type, encoding or shape."""
+    check_json(request)
+    return schemas.parse_object(body)
+
+
+def check_json(request: Request) -> None:
+    """Raise InvalidRequestError for a body that does not say it is JSON in UTF-8, as it is."""
     content_type = (request.headers.single("content-type") or "application/json").lower()
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip() != "application/json" and not media_type.strip().endswith("+json"):
@@ -81,7 +87,6 @@ def parse_json_body(request: Request, body: bytes) -> dict[str, Any]:
         raise InvalidRequestError("content-type: JSON is UTF-8 (RFC 8259)")
     if (request.headers.single("content-encoding") or "identity").lower() != "identity":
         raise InvalidRequestError("content-encoding: request bodies are taken uncompressed only")
-    return schemas.parse_object(body)
 
 
 def forwarded_headers(request: Request) -> Headers:

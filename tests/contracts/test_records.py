@@ -157,7 +157,7 @@ async def check_pages(log: EventLog, kind: str, owner: str | None, newest_first:
 
 
 @each_adapter
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps=st.lists(STEPS, min_size=5, max_size=30))
 async def test_they_are_what_the_model_is(open_log: OpenLog, steps: list[Step]) -> None:
     model = Model()

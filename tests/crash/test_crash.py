@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.batches import Terms, torment_batch
 from tests.crash.harness import torment
 
 KILLS = int(os.environ.get("KILLS", "6"))
@@ -23,3 +24,12 @@ async def test_nothing_accepted_is_ever_lost(tmp_path: Path) -> None:
     assert story.deaths.total() == KILLS
     assert story.accepted > 0
     assert sum(story.resumed) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_a_batch_survives_kills_in_its_middle(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SEED", int.from_bytes(os.urandom(4))))
+    log = logging.getLogger(__name__)
+    terms = Terms(seed=seed, items=300, life_s=0.6, delay_s=0.1)
+    assert await torment_batch(tmp_path, terms, kills=2, tell=log.info) < terms.items

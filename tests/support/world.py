@@ -87,6 +87,7 @@ class World:
     snapshots: CountingStore
     provider: FakeProvider
     telemetry: CountingTelemetry
+    clock: Clock
     lines: io.StringIO = field(default_factory=io.StringIO)
 
     async def submit(
@@ -188,7 +189,7 @@ async def open_world(
                 subscriber_buffer_runs=buffer_runs,
             ),
         )
-        yield World(supervisor, targets, log, snapshots, provider, telemetry, lines)
+        yield World(supervisor, targets, log, snapshots, provider, telemetry, clock, lines)
         nursery.cancel_scope.cancel()
 
 
