@@ -47,7 +47,9 @@ _SECRET_NAMES = frozenset(
     }
 )
 # Keys as this gateway and its upstreams shape them, wherever they stand in a text.
-_SECRET_TEXT = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]{8,}|(?i:bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,})")
+_SECRET_TEXT = re.compile(
+    r"\b(?:sk-[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]{8,}|(?i:bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,})"
+)
 _MAX_REDACT_DEPTH = 4
 """Nesting looked into; what is deeper is dropped."""
 
