@@ -199,6 +199,7 @@ def retry_after_s(value: str | None, *, now: float) -> float:
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
+        # OverflowError: the parser's answer to a number that no date has.
         return 0.0
     # RFC 9110, 5.6.7: the date is in GMT, whatever it calls that.
     aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

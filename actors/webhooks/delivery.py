@@ -24,8 +24,7 @@ from events.errors import LogUnavailableError, SequenceConflict, UnknownRecordEr
 
 COMMIT_RETRY_S = 1.0
 """Pause before what came of a try is offered to the log again."""
-CRASH_PAUSE_S = 60.0
-"""Before a delivery whose actor crashed is tried again."""
+CRASHED = NotReached("the gateway failed while it made this try")
 
 Conclusion = DeliverySucceeded | DeliveryAttemptFailed | DeliveryGivenUp
 
@@ -87,7 +86,9 @@ class DeliveryActor:
     async def run(self) -> float | None:
         """One try; when the next is due (Unix seconds), None when there is none.
 
-        Raises nothing but what cancels it. Cancelled before the outcome is recorded, the try was not made as
+        Raises nothing but what cancels it. A crash of the try counts as one without an answer; a delivery
+        that cannot be read or recorded for another reason than an unavailable log is left for the next start.
+        Cancelled before the outcome is recorded, the try was not made as
         far as the log knows: it is made again at the next start.
         """
         try:
@@ -97,8 +98,8 @@ class DeliveryActor:
             return self._clock.now() + COMMIT_RETRY_S
         except Exception:
             # The nursery is every delivery's: what left it here would end them all.
-            self._logger.exception("delivery crashed", action="webhook.crashed")
-            return self._clock.now() + CRASH_PAUSE_S
+            self._logger.exception("delivery crashed", action="webhook.stuck")
+            return None
 
     async def _try(self) -> float | None:
         try:
@@ -108,7 +109,7 @@ class DeliveryActor:
         if not snapshot.pending:
             return None
         started_at = self._clock.now()
-        outcome = await self._endpoint.post(snapshot.delivery_id, payload(snapshot), at=started_at)
+        outcome = await self._call(snapshot, started_at)
         ended_at = self._clock.now()
         event = conclusion(
             snapshot, outcome, self._endpoint.options, at=ended_at, duration_s=ended_at - started_at
@@ -116,6 +117,13 @@ class DeliveryActor:
         snapshot = await self._record(snapshot, event)
         self._tell(snapshot, event)
         return snapshot.next_attempt_at
+
+    async def _call(self, snapshot: DeliverySnapshot, at: float) -> Outcome:
+        try:
+            return await self._endpoint.post(snapshot.delivery_id, payload(snapshot), at=at)
+        except Exception:
+            self._logger.exception("try crashed", action="webhook.crashed")
+            return CRASHED
 
     async def _record(self, snapshot: DeliverySnapshot, event: Conclusion) -> DeliverySnapshot:
         while True:

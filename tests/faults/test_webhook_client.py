@@ -323,6 +323,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
         ("1.5", 0.0),
         ("9" * 10, 0.0),
         ("soon", 0.0),
+        ("Mon, 0 Jan 10000000000 0:0:0 GMT", 0.0),
         ("Thu, 01 Jan 1970 00:17:10 GMT", 30.0),
         ("Thu, 01 Jan 1970 00:17:10 -0000", 30.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),

@@ -4,12 +4,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from actors.webhooks import delivery as delivery_module
 from actors.webhooks.announcer import Announcer
 from actors.webhooks.client import Outcome
-from actors.webhooks.options import WebhookOptions
-from events.deliveries import DeliverySnapshot
-from events.errors import UnknownJobError
+from actors.webhooks.endpoint import Endpoint
+from actors.webhooks.store import DeliveryStore
+from events.errors import CodecError, UnknownJobError
 from events.state import JobState
 from service.main import Gateway
 from tests.scenarios.restarts import Place, no_writes, place, result, submit, until_logged
@@ -38,7 +37,6 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "announcer.RETRY_S",
         "delivery.COMMIT_RETRY_S",
-        "delivery.CRASH_PAUSE_S",
         "webhooks.FORGET_INTERVAL_S",
     ):
         monkeypatch.setattr(f"actors.webhooks.{name}", 0.02)
@@ -223,26 +221,43 @@ async def test_a_delivery_is_recorded_once_the_disk_takes_it(
     assert delivered["status"] == "delivered"
 
 
-async def test_a_crash_of_one_delivery_is_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    conclude = delivery_module.conclusion
+async def test_a_crash_of_one_try_is_a_try_without_an_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Endpoint.post
     crashed: list[str] = []
 
-    def crashing(
-        snapshot: DeliverySnapshot, outcome: Outcome, options: WebhookOptions, *, at: float, duration_s: float
-    ) -> delivery_module.Conclusion:
-        if not crashed:
-            crashed.append(snapshot.delivery_id)
+    async def crashing(endpoint: Endpoint, message_id: str, body: str, *, at: float) -> Outcome:
+        if not crashed or message_id in crashed:
+            crashed.append(message_id)
             raise RuntimeError("as if by a bug")
-        return conclude(snapshot, outcome, options, at=at, duration_s=duration_s)
+        return await post(endpoint, message_id, body, at=at)
 
-    monkeypatch.setattr(delivery_module, "conclusion", crashing)
+    monkeypatch.setattr(Endpoint, "post", crashing)
+    async with open_receiver() as receiver:
+        table = receiver.table(backoff_s=0.01, max_retries=2)
+        async with place.life(webhooks=[table]) as gateway:
+            await hooked(gateway)
+            await until_logged(place, "webhook.crashed")
+            await hooked(gateway)
+            told = await closed(gateway, 2)
+    assert [(one["status"], one["attempts"]) for one in told] == [("delivered", 1), ("failed", 3)]
+    assert told[1]["last_error"] == "the gateway failed while it made this try"
+    assert len(crashed) == 3
+
+
+async def test_a_delivery_that_is_damaged_is_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def damaged(*_: object) -> None:
+        raise CodecError("a stored delivery is damaged")
+
     async with open_receiver() as receiver, place.life(webhooks=[receiver.table()]) as gateway:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeliveryStore, "get", damaged)
+            await hooked(gateway)
+            await until_logged(place, "webhook.stuck")
         await hooked(gateway)
-        await until_logged(place, "webhook.crashed")
-        await hooked(gateway)
-        told = await closed(gateway, 2)
-    assert [one["status"] for one in told] == ["delivered", "delivered"]
-    assert [heard.id for heard in receiver.heard].count(crashed[0]) == 2
+        newest, stuck = await closed(gateway)
+    assert (newest["status"], stuck["status"], len(receiver.heard)) == ("delivered", "pending", 1)
 
 
 async def test_too_many_waiting_deliveries_are_told_to_the_next_who_asks(http_clock: MockClock) -> None:
