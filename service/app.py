@@ -22,6 +22,7 @@ from quart.wrappers import Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import PathConverter
 
 from service.auth import AuthenticationError, PermissionDeniedError, Principal
 from service.dependencies import Dependencies
@@ -201,6 +202,12 @@ class GatewayApp(QuartTrio):
         )
 
 
+class ForwardedPath(PathConverter):
+    """What is below ``/v1/messages/`` and not ours: any path but those of batches."""
+
+    regex = r"(?!batches(?:/|$))[^/].*?"
+
+
 def _exchange() -> Exchange:
     return cast(Exchange, cast(Any, quart.request.scope)[EXCHANGE])
 
@@ -333,6 +340,7 @@ def create_app(deps: Dependencies) -> GatewayApp:
     app.config["RESPONSE_TIMEOUT"] = None
     # A second slash is another path, and a redirect would not be an Anthropic error.
     app.url_map.merge_slashes = False
+    app.url_map.converters["forwarded"] = ForwardedPath
 
     def route(
         path: str,
@@ -365,7 +373,7 @@ def create_app(deps: Dependencies) -> GatewayApp:
     route("/v1/messages/batches/<batch_id>", batches.delete_batch, "DELETE")
     route("/v1/messages/batches/<batch_id>/cancel", batches.cancel_batch, "POST")
     route("/v1/messages/batches/<batch_id>/results", batches.batch_results)
-    route("/v1/messages/<path:rest>", count_tokens.forward, "POST")
+    route("/v1/messages/<forwarded:rest>", count_tokens.forward, "POST")
     route("/v1/models", models.list_models)
     route("/v1/models/<path:model_id>", models.get_model)
     route("/v1/jobs", jobs.list_jobs)

@@ -291,7 +291,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
     {
         ("POST", "/v1/messages"): _CREATE_MESSAGE,
         ("POST", "/v1/messages/count_tokens"): _COUNT_TOKENS,
-        ("POST", "/v1/messages/<path:rest>"): _FORWARD,
+        ("POST", "/v1/messages/<forwarded:rest>"): _FORWARD,
         **BATCHES,
         **_MODELS,
         **_JOBS,
