@@ -53,7 +53,6 @@ from events.types import (
 
 COMMIT_TIMEOUT_S = 5.0
 """How long a terminal event may take to be committed once the work is over or cancelled."""
-
 COMMIT_RETRY_S = 1.0
 """Pause before a detached job's end is offered to the log again."""
 
@@ -292,10 +291,7 @@ class JobActor:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
             self._last_frames = [FramesReceived(at=now, attempt=attempt, first=first, frames=frames)]
             return
-        if self._work.may_detach:
-            async with self._writing:
-                self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
-        else:
+        async with self._writing:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         self._publish(FrameRun(attempt, first, frames))
 
