@@ -110,8 +110,6 @@ class JobActor:
         self.answer = b""
         """The Message of a completed job that has one to give (plain, or kept)."""
 
-    # -- what others see -------------------------------------------------------------------------
-
     @property
     def snapshot(self) -> JobSnapshot:
         """The job as of now."""
@@ -285,7 +283,7 @@ class JobActor:
                 self._held += frames
                 return
             frames, self._held = self._held + frames, ()
-            self._first_frame(now)
+            await self._first_frame(now)
         first = self._frames + 1
         if self._fold.finished and self._work.keeps_result:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
@@ -295,7 +293,9 @@ class JobActor:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         self._publish(FrameRun(attempt, first, frames))
 
-    def _first_frame(self, now: float) -> None:
+    async def _first_frame(self, now: float) -> None:
+        # With it the job's id is told: it is on record then.
+        await self._log.settle(self.job_id)
         self._work.course.answering()
         delay_s = now - (self._snapshot.started_at or now)
         self._telemetry.first_frame(self._snapshot.mode, self._work.course.target.provider.name, delay_s)
@@ -317,7 +317,7 @@ class JobActor:
             async with self._writing:
                 attempt = self._snapshot.attempt
                 self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
-                self._first_frame(now)
+                await self._first_frame(now)
                 self._publish(FrameRun(attempt, 1, frames))
 
     def _publish(self, run: FrameRun) -> None:
@@ -329,8 +329,10 @@ class JobActor:
     async def _append(self, *events: Event) -> None:
         async with self._writing:
             snapshot = fold(self._snapshot, self.job_id, events)
-            # An attached job ends with its connection, and so with the process: nobody waits for the disk.
-            deferred = not (snapshot.detached or self._work.keeps_result)
+            # An attached job ends with its connection, and so with the process. What was told of it while it
+            # ran is a stream's id, with its first frame or its failure; a plain call is told all at once.
+            tells = self._work.as_stream and self._frames == 0 and isinstance(events[-1], Terminal)
+            deferred = not (snapshot.detached or self._work.keeps_result or tells)
             self._seq = await self._log.append(self.job_id, events, self._seq, deferred=deferred)
             # Frames are logged without being folded one by one: what they changed is filled in here.
             frames = max(snapshot.frames, self._frames)
