@@ -1,9 +1,8 @@
 """The actor of one job: a trio task with an inbox, and the only writer of its job's log.
 
 Life: :meth:`JobActor.run` calls the upstream, logs and broadcasts what comes, commits one terminal event
-and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides at once
-(:func:`actors.commands.ends_work`) and, where the command ends the work, cancels the scope the work runs
-in; the actor then finds in its inbox why.
+and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides at once and,
+where the command ends the work, cancels the scope that runs in; the actor then finds in its inbox why.
 
 Nothing that happens in here reaches another job: an exception is this job's ``JobFailed``.
 """
@@ -270,7 +269,7 @@ class JobActor:
         self.waiting = False
         at = self._clock.now()
         started = attempt_started(self._work.course, attempt=self._snapshot.attempt + 1, at=at)
-        cut_off = [interruption(self._interrupted, at=at)] if self._interrupted else []
+        cut_off = [interruption(self._interrupted, at=at)] if self._interrupted else ()
         self._interrupted = 0
         await self._append(*cut_off, started)
 
@@ -308,9 +307,8 @@ class JobActor:
         if not self._held:
             return
         frames, self._held = self._held, ()
-        # What comes from now on is numbered after them, and counts as shown.
+        # What comes from now on is numbered after them, and counts as shown. Two tasks write from here on.
         self._frames = len(frames)
-        # From here on two tasks write: this one, and the actor's own.
         self._writing = self._writing if self._work.may_detach else trio.Lock()
         now = self._clock.now()
         with trio.fail_after(COMMIT_TIMEOUT_S, shield=True):
@@ -329,8 +327,8 @@ class JobActor:
     async def _append(self, *events: Event) -> None:
         async with self._writing:
             snapshot = fold(self._snapshot, self.job_id, events)
-            # An attached job ends with its connection, and so with the process. What was told of it while it
-            # ran is a stream's id, with its first frame or its failure; a plain call is told all at once.
+            # An attached job ends with its connection, and so with the process. All that was told of it while
+            # it ran is a stream's id, with its first frame or its failure.
             tells = self._work.as_stream and self._frames == 0 and isinstance(events[-1], Terminal)
             deferred = not (snapshot.detached or self._work.keeps_result or tells)
             self._seq = await self._log.append(self.job_id, events, self._seq, deferred=deferred)
