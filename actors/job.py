@@ -1,7 +1,7 @@
 """The actor of one job: a trio task with an inbox, and the only writer of its job's log.
 
 Life: :meth:`JobActor.run` calls the upstream, logs and broadcasts what comes, commits one terminal event
-and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides at once and,
+and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides and,
 where the command ends the work, cancels the scope that runs in; the actor then finds in its inbox why.
 
 Nothing that happens in here reaches another job: an exception is this job's ``JobFailed``.
