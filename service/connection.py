@@ -263,12 +263,24 @@ class Connection(TCPServer):
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             self._reading.cancel()
 
+    async def _read(self) -> bytes:
+        """What comes next. A stream of trio's would ask in vain first, and pause once more after."""
+        sock = self.stream.socket
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                return os.read(sock.fileno(), READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
     async def _read_data(self) -> None:
         while True:
-            data: bytes | bytearray = b""
+            data = b""
             try:
                 with trio.CancelScope(deadline=self._deadline) as self._reading:
-                    data = await self.stream.receive_some(READ_BYTES)
+                    data = await self._read()
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 break
             if self._reading.cancelled_caught:
@@ -278,7 +290,7 @@ class Connection(TCPServer):
                     continue
                 break
             if not self._lingering:
-                await self.protocol.handle(RawData(bytes(data)))
+                await self.protocol.handle(RawData(data))
             if not data:
                 break
         await self.protocol.handle(Closed())

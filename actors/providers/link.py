@@ -83,6 +83,17 @@ class Link:
             except OSError as error:
                 raise trio.BrokenResourceError from error
 
+    def write_now(self, data: bytes) -> int:
+        """How many bytes the socket took at once; 0 over TLS. Raises trio.BrokenResourceError."""
+        if isinstance(self.stream, trio.SSLStream):
+            return 0
+        try:
+            return os.write(self.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+
     def feed(self, data: bytes | bytearray) -> None:
         """Take what was read; no bytes are the end of the connection. Raises UpstreamProtocolError.
 

@@ -201,16 +201,21 @@ class DirectTransport:
         sent = [head + body[:PIECE_BYTES]]
         sent += [body[at : at + PIECE_BYTES] for at in range(PIECE_BYTES, len(body), PIECE_BYTES)]
         for data in sent:
-            deadline = min(trio.current_time() + self._limits.idle_timeout_s, total_at)
-            with trio.move_on_at(deadline) as scope:
-                try:
-                    await link.stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                    raise UpstreamConnectionError(
-                        "the upstream closed the connection without an answer"
-                    ) from error
-            if scope.cancelled_caught:
-                raise timeout_error("total" if deadline == total_at else "send", self._limits)
+            try:
+                done = link.write_now(data)
+                if done < len(data):
+                    await self._send_rest(link, memoryview(data)[done:], total_at)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise UpstreamConnectionError(
+                    "the upstream closed the connection without an answer"
+                ) from error
+
+    async def _send_rest(self, link: Link, data: memoryview, total_at: float) -> None:
+        deadline = min(trio.current_time() + self._limits.idle_timeout_s, total_at)
+        with trio.move_on_at(deadline):
+            await link.stream.send_all(data)
+            return
+        raise timeout_error("total" if deadline == total_at else "send", self._limits)
 
     async def _await_head(self, link: Link, total_at: float) -> None:
         deadline = min(trio.current_time() + self._limits.first_byte_timeout_s, total_at)

@@ -29,7 +29,7 @@ from events.log.sqlite_rows import (
 )
 from events.types import Event
 
-ROWS_PER_STATEMENT = 64
+ROWS_PER_STATEMENT = 512
 """The most rows one INSERT takes. Fewer are split into powers of two, so that few statements are compiled."""
 
 STEP_S = 0.01
