@@ -292,7 +292,7 @@ class JobActor:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
             self._last_frames = [FramesReceived(at=now, attempt=attempt, first=first, frames=frames)]
             return
-        if self._work.may_detach:
+        if isinstance(self._writing, trio.Lock):
             async with self._writing:
                 self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         else:

@@ -205,6 +205,19 @@ async def test_what_follows_a_revealed_start_is_numbered_on(autojump_clock: Mock
         watch.leave()
 
 
+async def test_what_comes_while_a_start_is_revealed_waits_for_it(autojump_clock: MockClock) -> None:
+    fake = Scripted(scripts=[[start_only(), 15.5, whole_stream(2)[1:]]])
+    async with open_world(fake, retries=STEADY) as world:
+        actor, watch = await world.submit(Mode.STREAM)
+        subscription = actor.subscribe()
+        await trio.sleep(15)
+        world.log.frames_take_s = 1
+        await actor.reveal()
+        assert await read_stream(subscription) == [frame.wire for frame in whole_stream(2)]
+        assert actor.snapshot.state is JobState.COMPLETED
+        watch.leave()
+
+
 async def test_endless_pings_are_not_held_back_for_ever(autojump_clock: MockClock) -> None:
     fake = Scripted(scripts=[[start_only(), *[ping()] * 100, 5]])
     async with open_world(fake, retries=STEADY) as world:
