@@ -56,6 +56,7 @@ standings = st.builds(
     same_target=st.booleans(),
     other_target=st.booleans(),
     now=st.just(NOW),
+    passed_over_s=st.floats(0, 100),
 )
 values = st.sampled_from(["", "0", "1", "29.5", "31", "1e9", "-1", "nan", "inf", "soon", "true", "false"])
 failures = st.builds(
@@ -112,6 +113,12 @@ def test_what_one_key_was_asked_to_wait_another_need_not() -> None:
     assert decide(rate_limited, Standing(**FIRST | {"other_key": True}), POLICY, Random(0)).after_s == 0
     assert next_step(rate_limited, other_target=True) is NextStep.FALL_BACK
     assert next_step(rate_limited) is NextStep.GIVE_UP
+
+
+def test_a_target_that_is_passed_over_is_not_waited_for() -> None:
+    limited = failure(429, retry_after="5")
+    assert next_step(limited, other_target=True, passed_over_s=5) is NextStep.RETRY
+    assert next_step(limited, other_target=True, passed_over_s=6) is NextStep.FALL_BACK
 
 
 def test_an_open_circuit_is_not_asked_again() -> None:
