@@ -63,8 +63,8 @@ class Standing:
     """The provider has another key that can be used now."""
     same_target: bool
     """The target may be asked again: its circuit is closed."""
-    other_target: bool
-    """Another target is left that can be used now."""
+    other_targets: int
+    """How many others are left that can be used now."""
     now: float
     """Unix seconds, for a ``retry-after`` that is a date."""
     passed_over_s: float = 0.0
@@ -84,7 +84,7 @@ _GIVE_UP = Decision(NextStep.GIVE_UP)
 
 
 def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Random) -> Decision:
-    """The next step. A retry comes before a fallback; a fallback comes at once.
+    """The next step. A retry comes before a fallback while attempts are left for it; a fallback comes at once.
 
     Nothing follows once content was shown, once ``max_attempts`` failed, and later than ``total_s``.
     """
@@ -101,9 +101,11 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     else:
         again = standing.same_target and told is not False and (told or failure.status not in KEY_TROUBLE)
         again = again and standing.passed_over_s <= after_s
+    # An attempt is kept for each of the others: one of them may be sound.
+    again = again and standing.attempts + standing.other_targets < policy.max_attempts
     if again and standing.tries <= policy.max_retries and standing.elapsed_s + after_s <= policy.total_s:
         return Decision(NextStep.RETRY, after_s)
-    return Decision(NextStep.FALL_BACK) if standing.other_target else _GIVE_UP
+    return Decision(NextStep.FALL_BACK) if standing.other_targets else _GIVE_UP
 
 
 def wait_s(failure: Failure, tries: int, policy: RetryPolicy, random: Random, *, now: float) -> float:

@@ -374,7 +374,7 @@ class Course:
                 shown=shown or not self._may_retry,
                 other_key=len(ring) > 1 and ring.ready(target.model),
                 same_target=not targets.open_s(target),
-                other_target=bool(others),
+                other_targets=len(others),
                 now=targets.unix_now(),
                 passed_over_s=ring.ready_in_s(target.model) if rather_another else 0.0,
             ),

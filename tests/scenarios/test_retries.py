@@ -133,6 +133,17 @@ async def test_the_count_bounds_the_whole(autojump_clock: MockClock) -> None:
         assert actor.snapshot.state is JobState.FAILED
 
 
+async def test_every_target_has_its_try_before_the_attempts_run_out(autojump_clock: MockClock) -> None:
+    names = ["fake", "b", "c"]
+    fakes = [FakeProvider(name=name, raise_at={"connect": REFUSED}) for name in names[:2]]
+    fakes.append(FakeProvider(name="c"))
+    async with open_world(fakes[0], others=fakes[1:], tried=names, retries=STEADY) as world:
+        actor, _ = await world.submit()
+        await actor.ended.wait()
+        assert [len(fake.calls) for fake in fakes] == [3, 2, 1]
+        assert actor.snapshot.state is JobState.COMPLETED
+
+
 async def test_time_bounds_the_whole(autojump_clock: MockClock) -> None:
     policy = RetryPolicy(max_attempts=99, max_retries=99, total_s=100)
     fake = FakeProvider(raise_at={"connect": says(503, retry_after="30")})
