@@ -84,7 +84,7 @@ _GIVE_UP = Decision(NextStep.GIVE_UP)
 
 
 def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Random) -> Decision:
-    """The next step. A retry comes before a fallback while attempts are left for it; a fallback comes at once.
+    """The next step. A retry comes before a fallback while attempts are left for it, a fallback at once.
 
     Nothing follows once content was shown, once ``max_attempts`` failed, and later than ``total_s``.
     """
