@@ -4,7 +4,8 @@ Worth another try are failures that speak of the moment or of the target, not of
 a connection that broke, a time bound that ran out (502 and 504 here), and the statuses 408, 409, 429, 500,
 502, 503, 504 and 529. An upstream's ``x-should-retry`` overrules that list for itself: ``true`` makes any
 failure worth another try, ``false`` forbids to ask the same target again (others may be).
-401 and 403 speak of our key: another key of the provider is tried, else another target.
+401 and 403 speak of our key: another key of the provider is tried, else another target. So it is with a 429
+whose key is left alone for longer than the wait, unless no other target is left.
 
 The backoff is exponential with full jitter:
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -62,10 +63,12 @@ class Standing:
     """The provider has another key that can be used now."""
     same_target: bool
     """The target may be asked again: its circuit is closed."""
-    other_target: bool
-    """Another target is left that can be used now."""
+    other_targets: int
+    """How many others are left that can be used now."""
     now: float
     """Unix seconds, for a ``retry-after`` that is a date."""
+    passed_over_s: float = 0.0
+    """For so long all keys here cool down while another target has one that can be used; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ _GIVE_UP = Decision(NextStep.GIVE_UP)
 
 
 def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Random) -> Decision:
-    """The next step. A retry comes before a fallback; a fallback comes at once.
+    """The next step. A retry comes before a fallback while attempts are left for it, a fallback at once.
 
     Nothing follows once content was shown, once ``max_attempts`` failed, and later than ``total_s``.
     """
@@ -97,9 +100,12 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
         again, after_s = standing.same_target, 0.0
     else:
         again = standing.same_target and told is not False and (told or failure.status not in KEY_TROUBLE)
+        again = again and standing.passed_over_s <= after_s
+    # An attempt is kept for each of the others: one of them may be sound.
+    again = again and standing.attempts + standing.other_targets < policy.max_attempts
     if again and standing.tries <= policy.max_retries and standing.elapsed_s + after_s <= policy.total_s:
         return Decision(NextStep.RETRY, after_s)
-    return Decision(NextStep.FALL_BACK) if standing.other_target else _GIVE_UP
+    return Decision(NextStep.FALL_BACK) if standing.other_targets else _GIVE_UP
 
 
 def wait_s(failure: Failure, tries: int, policy: RetryPolicy, random: Random, *, now: float) -> float:

@@ -362,6 +362,8 @@ class Course:
             self._tries = {}
         tries = self._tries[target.key] = self._tries.get(target.key, 0) + 1
         ring = targets.ring(target)
+        others = [one for one in self._candidates if one is not target and not targets.open_s(one)]
+        rather_another = any(targets.ring(one).ready(one.model) for one in others)
         decision = targets.decide(
             target,
             failure,
@@ -372,8 +374,9 @@ class Course:
                 shown=shown or not self._may_retry,
                 other_key=len(ring) > 1 and ring.ready(target.model),
                 same_target=not targets.open_s(target),
-                other_target=any(one is not target and not targets.open_s(one) for one in self._candidates),
+                other_targets=len(others),
                 now=targets.unix_now(),
+                passed_over_s=ring.ready_in_s(target.model) if rather_another else 0.0,
             ),
         )
         if decision.next is NextStep.FALL_BACK:

@@ -73,6 +73,12 @@ class KeyRing:
         now = trio.current_time()
         return any(self._free_at(key.name, model) <= now for key in self._keys) or not self._keys
 
+    def ready_in_s(self, model: str) -> float:
+        """Seconds, to the microsecond, until a key can be used; 0: now."""
+        if self.ready(model):
+            return 0.0
+        return round(min(self._free_at(key.name, model) for key in self._keys) - trio.current_time(), 6)
+
     def cool(self, name: str, model: str, asked_s: float | None) -> None:
         """Leave a key alone for ``asked_s`` (None: the default), for ``model`` or :data:`ANY_MODEL`."""
         if not any(key.name == name for key in self._keys):

@@ -118,11 +118,23 @@ async def test_a_hang_up_after_the_finish_reason_is_an_end_without_done() -> Non
         assert [frame.event for frame in await drain(provider)][-2:] == ["message_delta", "message_stop"]
 
 
-@pytest.mark.parametrize("ending", [sends, stalls_after])
+def chatters_after(data: bytes) -> Script:
+    """Sends ``data``, then a comment every five seconds, for ever."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(data)
+        while True:
+            await trio.sleep(5)
+            await exchange.send(piece(b": still here\n\n"))
+
+    return script
+
+
+@pytest.mark.parametrize("ending", [sends, stalls_after, chatters_after])
 async def test_nor_is_anything_missed_after_the_finish_reason(
     ending: Callable[[bytes], Script], clock: MockClock
 ) -> None:
-    # No [DONE], no usage, no last chunk: the connection breaks, or stays.
+    # No [DONE], no usage, no last chunk: the connection breaks, or stays, or is kept busy.
     async with provider_for(ending(START + piece(chunk(finish="stop")))) as (provider, _):
         start = trio.current_time()
         assert (await drain(provider))[-1].event == "message_stop"

@@ -1,11 +1,15 @@
 """Attempts that fail, and what follows: on a virtual clock, to the second."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import orjson
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.errors import JobConflictError, UpstreamConnectionError
+from actors.providers.keys import Key, KeyRing
 from actors.retry import RetryPolicy
 from events.log.base import FrameCursor
 from events.state import JobState
@@ -17,6 +21,13 @@ from tests.support.world import open_world, read_stream
 MANY = RetryPolicy(backoff_s=1, max_backoff_s=4)
 STEADY = RetryPolicy(backoff_s=0)
 REFUSED = UpstreamConnectionError("no connection to the upstream")
+
+
+@dataclass
+class Keyed(Moody):
+    """One that has keys."""
+
+    keys: KeyRing = field(default_factory=KeyRing)
 
 
 @pytest.mark.parametrize("mode", [Mode.PLAIN, Mode.STREAM, Mode.ASYNC])
@@ -78,6 +89,27 @@ async def test_all_tries_at_one_target_then_the_next(autojump_clock: MockClock) 
         assert actor.snapshot.state is JobState.COMPLETED
 
 
+@pytest.mark.parametrize(
+    ("asked", "story"),
+    [
+        ({}, [(1, "fake", "m"), (1, 429, "fall_back"), (2, "second", "m")]),
+        ({"retry_after": "5"}, [(1, "fake", "m"), (1, 429, "retry"), (2, "fake", "m")]),
+    ],
+)
+async def test_a_key_left_alone_for_longer_than_the_wait_is_a_fallback(
+    asked: dict[str, str], story: list[tuple[Any, ...]], autojump_clock: MockClock
+) -> None:
+    """What is said to follow is what follows, and nobody waits for another target."""
+    keys = KeyRing((Key("only", "secret"),), cooldown_s=60)
+    first = Keyed(moods=[("connect", says(429, **asked))], keys=keys)
+    second = FakeProvider(name="second")
+    async with open_world(first, others=[second], tried=["fake", "second"], retries=MANY) as world:
+        actor, _ = await world.submit()
+        await actor.ended.wait()
+        assert await told(world, actor.job_id) == story
+        assert trio.current_time() == float(asked.get("retry_after", 0))
+
+
 async def test_the_last_failure_is_the_jobs_own(autojump_clock: MockClock) -> None:
     first, second = (
         FakeProvider(raise_at={"connect": says(503)}),
@@ -99,6 +131,17 @@ async def test_the_count_bounds_the_whole(autojump_clock: MockClock) -> None:
         await actor.ended.wait()
         assert sum(len(fake.calls) for fake in fakes) == 4
         assert actor.snapshot.state is JobState.FAILED
+
+
+async def test_every_target_has_its_try_before_the_attempts_run_out(autojump_clock: MockClock) -> None:
+    names = ["fake", "b", "c"]
+    fakes = [FakeProvider(name=name, raise_at={"connect": REFUSED}) for name in names[:2]]
+    fakes.append(FakeProvider(name="c"))
+    async with open_world(fakes[0], others=fakes[1:], tried=names, retries=STEADY) as world:
+        actor, _ = await world.submit()
+        await actor.ended.wait()
+        assert [len(fake.calls) for fake in fakes] == [3, 2, 1]
+        assert actor.snapshot.state is JobState.COMPLETED
 
 
 async def test_time_bounds_the_whole(autojump_clock: MockClock) -> None:
@@ -201,6 +244,19 @@ async def test_what_follows_a_revealed_start_is_numbered_on(autojump_clock: Mock
         first = await subscription.receive()
         assert first[0].cursor == FrameCursor(1, 1)
         assert await read_stream(subscription) == [frame.wire for frame in whole_stream(2)[1:]]
+        assert actor.snapshot.state is JobState.COMPLETED
+        watch.leave()
+
+
+async def test_what_comes_while_a_start_is_revealed_waits_for_it(autojump_clock: MockClock) -> None:
+    fake = Scripted(scripts=[[start_only(), 15.5, whole_stream(2)[1:]]])
+    async with open_world(fake, retries=STEADY) as world:
+        actor, watch = await world.submit(Mode.STREAM)
+        subscription = actor.subscribe()
+        await trio.sleep(15)
+        world.log.frames_take_s = 1
+        await actor.reveal()
+        assert await read_stream(subscription) == [frame.wire for frame in whole_stream(2)]
         assert actor.snapshot.state is JobState.COMPLETED
         watch.leave()
 

@@ -47,12 +47,20 @@ class CountingStore(SnapshotStore):
 
 
 class FaultyLog(MemoryLog):
-    """A memory log that refuses events of the types in ``refused``, as a full disk would."""
+    """A memory log that refuses events of the types in ``refused``, as a full disk would, and may be slow."""
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: tuple[type[Event], ...] = ()
         self.refusals = 0
+        self.frames_take_s = 0.0
+
+    async def append_frames(
+        self, job_id: str, attempt: int, frames: Sequence[bytes], expected_seq: int, at: float
+    ) -> int:
+        if self.frames_take_s:
+            await trio.sleep(self.frames_take_s)
+        return await super().append_frames(job_id, attempt, frames, expected_seq, at)
 
     async def append(
         self, job_id: str, events: Sequence[Event], expected_seq: int, *, deferred: bool = False

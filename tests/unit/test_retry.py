@@ -32,7 +32,7 @@ FIRST: dict[str, Any] = {
     "shown": False,
     "other_key": False,
     "same_target": True,
-    "other_target": False,
+    "other_targets": 0,
     "now": NOW,
 }
 
@@ -54,8 +54,9 @@ standings = st.builds(
     shown=st.booleans(),
     other_key=st.booleans(),
     same_target=st.booleans(),
-    other_target=st.booleans(),
+    other_targets=st.integers(0, 9),
     now=st.just(NOW),
+    passed_over_s=st.floats(0, 100),
 )
 values = st.sampled_from(["", "0", "1", "29.5", "31", "1e9", "-1", "nan", "inf", "soon", "true", "false"])
 failures = st.builds(
@@ -81,21 +82,21 @@ policies = st.builds(
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
 def test_worth_another_try(status: int) -> None:
     assert next_step(failure(status)) is NextStep.RETRY
-    assert next_step(failure(status), tries=3, other_target=True) is NextStep.FALL_BACK
+    assert next_step(failure(status), tries=3, other_targets=1) is NextStep.FALL_BACK
     assert next_step(failure(status), tries=3) is NextStep.GIVE_UP
 
 
 @pytest.mark.parametrize("status", [400, 402, 404, 405, 413, 422, 501, 505])
 def test_not_worth_one(status: int) -> None:
-    assert next_step(failure(status), other_target=True) is NextStep.GIVE_UP
+    assert next_step(failure(status), other_targets=1) is NextStep.GIVE_UP
 
 
 def test_the_upstream_overrules_the_list() -> None:
     assert next_step(failure(400, x_should_retry="true")) is NextStep.RETRY
     assert next_step(failure(529, x_should_retry="false")) is NextStep.GIVE_UP
     # It speaks for itself, not for others.
-    assert next_step(failure(529, x_should_retry="false"), other_target=True) is NextStep.FALL_BACK
-    assert next_step(failure(400, x_should_retry="false"), other_target=True) is NextStep.GIVE_UP
+    assert next_step(failure(529, x_should_retry="false"), other_targets=1) is NextStep.FALL_BACK
+    assert next_step(failure(400, x_should_retry="false"), other_targets=1) is NextStep.GIVE_UP
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -103,20 +104,32 @@ def test_another_key_then_another_target(status: int) -> None:
     assert decide(failure(status), Standing(**FIRST | {"other_key": True}), POLICY, Random(0)) == Decision(
         NextStep.RETRY, 0.0
     )
-    assert next_step(failure(status), other_target=True) is NextStep.FALL_BACK
+    assert next_step(failure(status), other_targets=1) is NextStep.FALL_BACK
     assert next_step(failure(status)) is NextStep.GIVE_UP
 
 
 def test_what_one_key_was_asked_to_wait_another_need_not() -> None:
     rate_limited = failure(429, retry_after="9999")
     assert decide(rate_limited, Standing(**FIRST | {"other_key": True}), POLICY, Random(0)).after_s == 0
-    assert next_step(rate_limited, other_target=True) is NextStep.FALL_BACK
+    assert next_step(rate_limited, other_targets=1) is NextStep.FALL_BACK
     assert next_step(rate_limited) is NextStep.GIVE_UP
+
+
+def test_a_target_that_is_passed_over_is_not_waited_for() -> None:
+    limited = failure(429, retry_after="5")
+    assert next_step(limited, other_targets=1, passed_over_s=5) is NextStep.RETRY
+    assert next_step(limited, other_targets=1, passed_over_s=6) is NextStep.FALL_BACK
+
+
+def test_an_attempt_is_kept_for_each_other_target() -> None:
+    assert next_step(failure(500), attempts=4, other_targets=1) is NextStep.RETRY
+    assert next_step(failure(500), attempts=4, other_targets=2) is NextStep.FALL_BACK
+    assert next_step(failure(500), attempts=5) is NextStep.RETRY
 
 
 def test_an_open_circuit_is_not_asked_again() -> None:
     assert next_step(failure(500), same_target=False) is NextStep.GIVE_UP
-    assert next_step(failure(500), same_target=False, other_target=True) is NextStep.FALL_BACK
+    assert next_step(failure(500), same_target=False, other_targets=1) is NextStep.FALL_BACK
 
 
 def test_retry_after_is_honoured_up_to_its_bound() -> None:
@@ -150,7 +163,7 @@ def test_the_bounds_hold(failed: Failure, standing: Standing, policy: RetryPolic
     else:
         assert decision.after_s == 0
     if decision.next is NextStep.FALL_BACK:
-        assert standing.other_target
+        assert standing.other_targets
     if should_retry(failed) is False and decision.next is NextStep.RETRY:
         assert standing.other_key
 

@@ -40,7 +40,7 @@ from events.types import Headers
 CHAT_PATH = "/chat/completions"
 VERSION_PATH = "/v1"
 TAIL_TIMEOUT_S = 10.0
-"""How long each read may take once the finish reason is here. The answer is whole then, and ends."""
+"""How long is read on once the finish reason is here, whatever comes. The answer is whole then, and ends."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -189,6 +189,7 @@ class _Frames:
         self._decoder = decoder
         self._translator = translator
         self._request = request
+        self._tail_until: float | None = None
         self._ended: _Ended | None = None
 
     async def receive(self) -> list[Frame]:
@@ -205,7 +206,9 @@ class _Frames:
         """The next bytes; none at the end. Once the answer is whole, only usage is missing, if anything."""
         if not self._translator.complete:
             return await self._response.receive()
-        with trio.move_on_after(TAIL_TIMEOUT_S), suppress(UpstreamProtocolError, UpstreamTimeoutError):
+        if self._tail_until is None:
+            self._tail_until = trio.current_time() + TAIL_TIMEOUT_S
+        with trio.move_on_at(self._tail_until), suppress(UpstreamProtocolError, UpstreamTimeoutError):
             return await self._response.receive()
         return b""
 
