@@ -252,6 +252,33 @@ async def test_cancelling_has_two_phases(http_clock: MockClock) -> None:
         assert [line["result"] for line in await results(gateway, batch_id)] == [{"type": "canceled"}] * 2
 
 
+@pytest.mark.parametrize("end", ["completed", "cancelled", "pending"])
+async def test_a_poll_may_wait_for_an_item_that_waits(end: str, http_clock: MockClock) -> None:
+    fake = FakeProvider(stall_at="mid_stream")
+    async with open_fake_gateway(fake, batches={"max_running_per_batch": 1}) as gateway:
+        batch_id = (await create(gateway, one("a"), one("b"))).json["id"]
+        await fake.until_called(1)
+        (waiting,) = (await request(gateway.url, "GET", "/v1/jobs?status=pending")).json["data"]
+        asked_at, answers = trio.current_time(), list[Answer]()
+
+        async def poll() -> None:
+            headers = {"x-bf-async-id": waiting["id"], "prefer": "wait=30"}
+            answers.append(await request(gateway.url, "POST", "/v1/messages", headers))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            await trio.sleep(5)
+            assert not answers
+            if end == "completed":
+                fake.release.set()
+            elif end == "cancelled":
+                await request(gateway.url, "POST", f"{PATH}/{batch_id}/cancel")
+        assert answers[0].headers["x-bf-async-status"] == end
+        assert answers[0].status == (409 if end == "cancelled" else 200)
+        assert (trio.current_time() - asked_at >= 30) is (end == "pending")
+        fake.release.set()
+
+
 async def test_a_waiting_item_is_cancelled_as_any_job(http_clock: MockClock) -> None:
     fake = FakeProvider(stall_at="mid_stream")
     async with open_fake_gateway(fake, batches={"max_running_per_batch": 1}) as gateway:
