@@ -1,9 +1,8 @@
 """The actor of one job: a trio task with an inbox, and the only writer of its job's log.
 
 Life: :meth:`JobActor.run` calls the upstream, logs and broadcasts what comes, commits one terminal event
-and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides at once
-(:func:`actors.commands.ends_work`) and, where the command ends the work, cancels the scope the work runs
-in; the actor then finds in its inbox why.
+and tells whoever waits. Commands arrive in the inbox through :meth:`JobActor.tell`, which decides and,
+where the command ends the work, cancels the scope that runs in; the actor then finds in its inbox why.
 
 Nothing that happens in here reaches another job: an exception is this job's ``JobFailed``.
 """
@@ -53,7 +52,6 @@ from events.types import (
 
 COMMIT_TIMEOUT_S = 5.0
 """How long a terminal event may take to be committed once the work is over or cancelled."""
-
 COMMIT_RETRY_S = 1.0
 """Pause before a detached job's end is offered to the log again."""
 
@@ -110,8 +108,6 @@ class JobActor:
         """The terminal event, once :attr:`ended` is set; None then means: left for the next start."""
         self.answer = b""
         """The Message of a completed job that has one to give (plain, or kept)."""
-
-    # -- what others see -------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> JobSnapshot:
@@ -273,7 +269,7 @@ class JobActor:
         self.waiting = False
         at = self._clock.now()
         started = attempt_started(self._work.course, attempt=self._snapshot.attempt + 1, at=at)
-        cut_off = [interruption(self._interrupted, at=at)] if self._interrupted else []
+        cut_off = [interruption(self._interrupted, at=at)] if self._interrupted else ()
         self._interrupted = 0
         await self._append(*cut_off, started)
 
@@ -286,20 +282,19 @@ class JobActor:
                 self._held += frames
                 return
             frames, self._held = self._held + frames, ()
-            self._first_frame(now)
+            await self._first_frame(now)
         first = self._frames + 1
         if self._fold.finished and self._work.keeps_result:
             # message_stop tells an end: it is committed with it, or a rerun could tell another one.
             self._last_frames = [FramesReceived(at=now, attempt=attempt, first=first, frames=frames)]
             return
-        if self._work.may_detach:
-            async with self._writing:
-                self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
-        else:
+        async with self._writing:
             self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
         self._publish(FrameRun(attempt, first, frames))
 
-    def _first_frame(self, now: float) -> None:
+    async def _first_frame(self, now: float) -> None:
+        # With it the job's id is told: it is on record then.
+        await self._log.settle(self.job_id)
         self._work.course.answering()
         delay_s = now - (self._snapshot.started_at or now)
         self._telemetry.first_frame(self._snapshot.mode, self._work.course.target.provider.name, delay_s)
@@ -312,16 +307,15 @@ class JobActor:
         if not self._held:
             return
         frames, self._held = self._held, ()
-        # What comes from now on is numbered after them, and counts as shown.
+        # What comes from now on is numbered after them, and counts as shown. Two tasks write from here on.
         self._frames = len(frames)
-        # From here on two tasks write: this one, and the actor's own.
         self._writing = self._writing if self._work.may_detach else trio.Lock()
         now = self._clock.now()
         with trio.fail_after(COMMIT_TIMEOUT_S, shield=True):
             async with self._writing:
                 attempt = self._snapshot.attempt
                 self._seq = await self._log.append_frames(self.job_id, attempt, frames, self._seq, now)
-                self._first_frame(now)
+                await self._first_frame(now)
                 self._publish(FrameRun(attempt, 1, frames))
 
     def _publish(self, run: FrameRun) -> None:
@@ -333,8 +327,10 @@ class JobActor:
     async def _append(self, *events: Event) -> None:
         async with self._writing:
             snapshot = fold(self._snapshot, self.job_id, events)
-            # An attached job ends with its connection, and so with the process: nobody waits for the disk.
-            deferred = not (snapshot.detached or self._work.keeps_result)
+            # An attached job ends with its connection, and so with the process. All that was told of it while
+            # it ran is a stream's id, with its first frame or its failure.
+            tells = self._work.as_stream and self._frames == 0 and isinstance(events[-1], Terminal)
+            deferred = not (snapshot.detached or self._work.keeps_result or tells)
             self._seq = await self._log.append(self.job_id, events, self._seq, deferred=deferred)
             # Frames are logged without being folded one by one: what they changed is filled in here.
             frames = max(snapshot.frames, self._frames)

@@ -49,7 +49,8 @@ class SubmitJob:
             owner=self.owner,
             model=self.model,
             mode=self.mode,
-            body=self.body,
+            # An attached job is never run from the log.
+            body=self.body if self.detached or self.may_detach else b"",
             detached=self.detached,
             result_ttl_s=self.result_ttl_s,
             headers=self.headers,

@@ -14,10 +14,11 @@ import trio
 from actors.broadcast import Replay
 from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
-from actors.errors import JobConflictError, JobNotFoundError, OverloadedError
+from actors.errors import JobConflictError, OverloadedError
 from actors.expiry import Expiry
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.line import Line
+from actors.shelf import Shelf
 from actors.submission import (
     Submission,
     SubmitJob,
@@ -32,7 +33,7 @@ from actors.targets import Course, NoTargetError, Targets
 from actors.telemetry import Telemetry, log_job_end
 from actors.webhooks.webhooks import Webhooks
 from actors.work import Watch, Work, is_stream
-from events.errors import DuplicateKeyError, UnknownJobError
+from events.errors import DuplicateKeyError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, project
 from events.snapshots import SnapshotStore, SnapshotStoreFullError
@@ -62,6 +63,7 @@ class Supervisor:
         self._log = log
         self._snapshots = snapshots
         self._expiry = expiry
+        self._shelf = Shelf(log=log, snapshots=snapshots, expiry=expiry, clock=clock)
         self._targets = targets
         self._clock = clock
         self._telemetry = telemetry
@@ -112,20 +114,7 @@ class Supervisor:
         actor = self.actor(job_id, owner)
         if actor is not None:
             return actor.snapshot
-        now = self._clock.now()
-        snapshot = self._snapshots.get(job_id, now)
-        if snapshot is None:
-            snapshot = await self._stored(job_id, owner)
-            if snapshot.detached and not snapshot.ended:
-                return snapshot
-            redacted = snapshot.state is JobState.COMPLETED and not snapshot.message
-            if redacted or snapshot.expires_at is None or snapshot.expires_at <= now:
-                raise JobNotFoundError
-            if snapshot.batch_id is None:
-                self._snapshots.cache(snapshot)
-        if owner is not None and snapshot.owner != owner:
-            raise JobNotFoundError
-        return snapshot
+        return await self._shelf.result(job_id, owner)
 
     def was_read(self, snapshot: JobSnapshot) -> None:
         """The result has left for its owner. Where bodies are not stored, this is the end of its content."""
@@ -136,37 +125,13 @@ class Supervisor:
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
-        snapshot = await self._stored(job_id, owner)
-        gone = snapshot.expires_at is not None and snapshot.expires_at <= self._clock.now()
-        if snapshot.detached and gone:
-            raise JobNotFoundError
-        return snapshot
-
-    async def _stored(self, job_id: str, owner: str | None) -> JobSnapshot:
-        try:
-            snapshot = await self._log.snapshot(job_id)
-        except UnknownJobError:
-            raise JobNotFoundError from None
-        if snapshot.state is JobState.EXPIRED or (owner is not None and snapshot.owner != owner):
-            raise JobNotFoundError
-        return snapshot
+        return await self._shelf.describe(job_id, owner)
 
     async def page(
         self, where: JobFilter, *, limit: int, after_id: str | None, before_id: str | None
     ) -> Page:
         """A page of jobs, newest first. Raises JobNotFoundError for a cursor that is not the owner's."""
-        for cursor in (after_id, before_id):
-            if cursor is not None:
-                await self.describe(cursor, where.owner)
-        now = self._clock.now()
-        page = await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
-        overdue = [job.job_id for job in page.jobs if job.detached and (job.expires_at or now) < now]
-        for job_id in overdue:
-            # Its time is up, and the task that records so has not come to it yet.
-            await self._expiry.expire_overdue(job_id)
-        if overdue:
-            page = await self._log.page(where, limit=limit, after_id=after_id, before_id=before_id)
-        return page
+        return await self._shelf.page(where, limit=limit, after_id=after_id, before_id=before_id)
 
     # -- submitting ------------------------------------------------------------------------------
 

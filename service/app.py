@@ -27,10 +27,10 @@ from werkzeug.routing import PathConverter
 from service.auth import AuthenticationError, PermissionDeniedError, Principal
 from service.dependencies import Dependencies
 from service.direct import DirectCall, DirectRoute, Respond
-from service.errors import InvalidRequestError, NotFoundError, failure_of
+from service.errors import failure_of
 from service.http import Reply, Request, RequestHeaders
 from service.openapi import Documentation
-from service.preferences import ASYNC, ASYNC_ID, WEBHOOK
+from service.preferences import ASYNC_ID, refuse_job_headers
 from service.replies import error_reply
 from service.routes import batches, count_tokens, health, jobs, messages, models, webhooks
 from service.streamed import StreamedBody
@@ -256,7 +256,7 @@ async def _answer(
     try:
         principal = _authenticated(deps, headers, route.access)
         if not route.makes_jobs and route.access in ("key", "admin"):
-            _refuse_job_headers(headers)
+            refuse_job_headers(headers)
         request = Request(
             method=method,
             path=path,
@@ -301,15 +301,6 @@ def _view(deps: Dependencies, route: Route) -> Callable[..., Awaitable[Response]
     view.__name__ = route.handler.__name__
     view.__doc__ = route.handler.__doc__
     return view
-
-
-def _refuse_job_headers(headers: RequestHeaders) -> None:
-    if ASYNC in headers:
-        raise InvalidRequestError(f"{ASYNC}: only POST /v1/messages runs as an async job")
-    if ASYNC_ID in headers:
-        raise NotFoundError(f"{ASYNC_ID}: jobs are polled at POST /v1/messages")
-    if WEBHOOK in headers:
-        raise InvalidRequestError(f"{WEBHOOK}: only POST /v1/messages takes a webhook")
 
 
 def _origin(deps: Dependencies, scheme: str, headers: RequestHeaders) -> str:

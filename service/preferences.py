@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import isfinite
 
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, NotFoundError
 from service.http import RequestHeaders
 from service.settings_sections import JobsSettings
 
@@ -116,3 +116,13 @@ def wait_s(headers: RequestHeaders, jobs: JobsSettings) -> float | None:
 def applied(seconds: float) -> tuple[str, str]:
     """The header that says which wait was honoured."""
     return ("preference-applied", f"wait={seconds:g}")
+
+
+def refuse_job_headers(headers: RequestHeaders) -> None:
+    """Raise for a header that means something on the Messages route alone."""
+    if ASYNC in headers:
+        raise InvalidRequestError(f"{ASYNC}: only POST /v1/messages runs as an async job")
+    if ASYNC_ID in headers:
+        raise NotFoundError(f"{ASYNC_ID}: jobs are polled at POST /v1/messages")
+    if WEBHOOK in headers:
+        raise InvalidRequestError(f"{WEBHOOK}: only POST /v1/messages takes a webhook")

@@ -100,10 +100,14 @@ class EventLog(Protocol):
         IllegalTransition or DuplicateKeyError, and appends nothing then; LogUnavailableError when it cannot
         be written.
 
-        ``deferred``: readable at once, but on disk only as frames are. For what nobody was promised, which
-        is all of an attached job: it ends with its connection, and so with the process. A new job's id must
-        be one that was never used.
+        ``deferred``: readable at once, but on disk only as frames are, or with :meth:`settle`. For what
+        nobody was told, as most of an attached job: it ends with its connection, and so with the process. A
+        new job's id must be one that was never used.
         """
+        ...
+
+    async def settle(self, job_id: str) -> None:
+        """Have on disk what was deferred of a job. Raises LogUnavailableError; unknown jobs are ignored."""
         ...
 
     async def append_frames(

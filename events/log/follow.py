@@ -78,6 +78,10 @@ class Follower:
                 self._over = isinstance(found[-1].event, _LAST_EVENTS)
                 return found
             if await self._ended():
-                break
+                # It may have ended since the log was read.
+                self._over = True
+                found = await self._read(self._after)
+                self._after = found[-1].seq if found else self._after
+                return found
             await self._bell.receive()
         return []

@@ -114,6 +114,9 @@ class MemoryLog:
         self._bells.ring(job_id)
         return seq
 
+    async def settle(self, job_id: str) -> None:
+        """See the port."""
+
     def _claim_key(self, record: _Record, event: Event) -> None:
         if isinstance(event, JobAccepted) and event.idempotency_key is not None:
             record.key = (event.owner, event.idempotency_key)

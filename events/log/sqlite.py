@@ -173,6 +173,12 @@ class SqliteLog:
         self._bells.ring(job_id)
         return True
 
+    async def settle(self, job_id: str) -> None:
+        """See the port."""
+        live = self._live.get(job_id)
+        if live is not None and live.deferred:
+            await self._commit.settle(live)
+
     async def _make_room(self, job_id: str, size: int) -> None:
         """Wait until no write of the job is under way, and ``size`` more bytes may wait for the disk."""
         while True:
@@ -228,20 +234,21 @@ class SqliteLog:
         if live is not None and not live.content_stored and self._commit.turn_of(job_id) is None:
             self._commit.redact_waiting(live)
         else:
-            await self._drop(job_id, forgets=False)
+            await self._drop(job_id, redacts=True)
 
     async def forget(self, job_id: str) -> None:
         """See the port."""
         await self._drop(job_id, forgets=True)
 
-    async def _drop(self, job_id: str, *, forgets: bool) -> None:
+    async def _drop(self, job_id: str, *, redacts: bool = False, forgets: bool = False) -> None:
+        """Drop a job, or its content, behind what waits of it."""
         turn = await self._take_turn(job_id)
         write = Write(
             job_id=job_id,
             done=turn,
             live=self._live.get(job_id),
             on_disk=partial(self._forgotten, job_id) if forgets else _nothing,
-            redacts=not forgets,
+            redacts=redacts,
             forgets=forgets,
         )
         try:

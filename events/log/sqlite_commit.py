@@ -17,10 +17,13 @@ from events.log.sqlite_live import LiveJob, LogStatistics
 from events.log.sqlite_rows import ROW_BYTES, job_row, message_seq
 from events.log.sqlite_writer import Batch, JobWrite, PurgeStep, Step, Writer
 from events.projections import JobSnapshot
-from events.types import Event, FramesReceived
+from events.types import Event, FramesReceived, Mode
 
 WRITE_OVERHEAD_BYTES = 2000
 """What a queued write is counted with beside its events."""
+
+SETTLE_S = 0.025
+"""How long, in real time, what is about to be told waits for others to share its transaction with."""
 
 RETRY_S = 1.0
 """Pause, in real time, between two tries to flush frames to a disk that refuses them."""
@@ -64,7 +67,7 @@ class GroupCommit:
         ``on_end`` is called, in the writer's thread, when nothing will be written any more.
         """
         self._on_flushed = on_flushed
-        self._writer = Writer(connection, on_done=self._settle, on_alarm=self._flush, on_end=on_end)
+        self._writer = Writer(connection, on_done=self._settle, on_end=on_end)
         self._token = trio.lowlevel.current_trio_token()
         # Not the common one: closing must not wait for the threads of others.
         self._closing = trio.CapacityLimiter(1)
@@ -78,6 +81,8 @@ class GroupCommit:
         self._unflushed_bytes = 0
         self._flush_wanted = False
         self._alarm_set = False
+        self._hurried: dict[LiveJob, None] = {}
+        self._hurry_wanted = False
         self._send_wanted = False
         self._sent: tuple[Batch, list[Write], list[tuple[LiveJob, int]]] | None = None
         self._settled = trio.Event()
@@ -175,6 +180,26 @@ class GroupCommit:
     def defer(self, live: LiveJob, events: Sequence[Event], snapshot: JobSnapshot) -> None:
         """Have other events wait in the same way; they lead to ``snapshot``."""
         self._wait(live, live.defer(events, snapshot))
+        if snapshot.mode is Mode.STREAM and not live.stored:
+            # Its id is told with the first frame, which had better not wait for this.
+            self._hurry(live)
+
+    async def settle(self, live: LiveJob) -> None:
+        """Wait until what was deferred of a job is on disk. Raises LogUnavailableError."""
+        while live.deferred:
+            self._hurry(live)
+            await self._settled.wait()
+            if self._last_error is not None:
+                raise _unavailable(self._last_error)
+
+    def _hurry(self, live: LiveJob) -> None:
+        if not self._hurried and not self._hurry_wanted:
+            self._writer.set_alarm(SETTLE_S, self._send_hurried)
+        self._hurried[live] = None
+
+    def _send_hurried(self) -> None:
+        self._hurry_wanted = True
+        self._send_soon()
 
     def redact_waiting(self, live: LiveJob) -> None:
         """Drop the content of a job none of whose content is on disk, or on its way there."""
@@ -195,7 +220,7 @@ class GroupCommit:
 
     def _set_alarm(self, after_s: float) -> None:
         self._alarm_set = True
-        self._writer.set_alarm(after_s)
+        self._writer.set_alarm(after_s, self._flush)
 
     def _flush(self) -> None:
         self._alarm_set = False
@@ -212,7 +237,10 @@ class GroupCommit:
 
     def _send(self) -> None:
         self._send_wanted = False
-        if self._sent is not None or not (self._queue or (self._flush_wanted and self._dirty)):
+        if self._sent is not None:
+            return
+        waiting = self._take_waiting()
+        if not self._queue and not waiting:
             return
         writes = list(self._queue)
         self._queue.clear()
@@ -220,14 +248,21 @@ class GroupCommit:
         flushed: dict[LiveJob, int] = {}
         for write in writes:
             self._enlist(write, batch, flushed)
-        if self._flush_wanted:
-            self._flush_wanted = False
-            for live in self._dirty:
-                if live not in flushed:
-                    batch.jobs.append(_flush_of(live))
-                    flushed[live] = len(live.pending)
+        for live in waiting:
+            if live not in flushed:
+                batch.jobs.append(_flush_of(live))
+                flushed[live] = len(live.pending)
         self._sent = batch, writes, list(flushed.items())
         self._writer.commit(batch)
+
+    def _take_waiting(self) -> list[LiveJob]:
+        """Jobs whose waiting events are to go with the next batch."""
+        wanted = dict(self._dirty) if self._flush_wanted else {}
+        if self._hurry_wanted or self._flush_wanted:
+            wanted |= self._hurried
+            self._hurried.clear()
+        self._flush_wanted = self._hurry_wanted = False
+        return [live for live in wanted if live.pending]
 
     def _enlist(self, write: Write, batch: Batch, flushed: dict[LiveJob, int]) -> None:
         live = write.live
@@ -284,7 +319,7 @@ class GroupCommit:
         self._settled = trio.Event()
         if self._dirty and not self._alarm_set:
             self._set_alarm(self._flush_interval_s if batch.error is None else RETRY_S)
-        if self._queue or self._flush_wanted:
+        if self._queue or self._flush_wanted or self._hurry_wanted:
             self._send_soon()
 
     def _count(self, writes: list[Write], flushed: list[tuple[LiveJob, int]]) -> None:

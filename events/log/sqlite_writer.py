@@ -109,7 +109,7 @@ class Batch:
 class Writer:
     """Owns the writing connection and its thread.
 
-    Every method returns at once, but for :meth:`join`. ``on_done`` and ``on_alarm`` are called in the trio
+    Every method returns at once, but for :meth:`join`. ``on_done`` and alarms are called in the trio
     thread; nobody calls them once the trio program is over.
     """
 
@@ -118,16 +118,14 @@ class Writer:
         connection: sqlite3.Connection,
         *,
         on_done: Callable[[Batch], None],
-        on_alarm: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         """Must be made in the trio program that it serves. ``on_end`` is the thread's own last act."""
         self._connection = connection
         self._on_done = on_done
-        self._on_alarm = on_alarm
         self._on_end = on_end
         self._token = trio.lowlevel.current_trio_token()
-        self._orders: queue.SimpleQueue[Batch | float | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Batch | tuple[float, Callable[[], None]] | None] = queue.SimpleQueue()
         # A daemon thread: a disk that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="event log writer", daemon=True)
 
@@ -139,9 +137,9 @@ class Writer:
         """Write a batch; ``on_done`` tells when that is over, one way or the other."""
         self._orders.put(batch)
 
-    def set_alarm(self, after_s: float) -> None:
-        """Call ``on_alarm`` once, that many seconds of real time from now. Replaces an earlier alarm."""
-        self._orders.put(monotonic() + after_s)
+    def set_alarm(self, after_s: float, ring: Callable[[], None]) -> None:
+        """Call ``ring`` once, that many seconds of real time from now. Replaces an earlier one for it."""
+        self._orders.put((monotonic() + after_s, ring))
 
     def stop(self) -> None:
         """End the thread when it has done all it was told before."""
@@ -153,18 +151,21 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        alarm_at: float | None = None
+        alarms: dict[Callable[[], None], float] = {}
         while True:
             try:
-                order = self._orders.get(timeout=None if alarm_at is None else max(0, alarm_at - monotonic()))
+                next_at = min(alarms.values(), default=None)
+                order = self._orders.get(timeout=None if next_at is None else max(0, next_at - monotonic()))
             except queue.Empty:
-                alarm_at = None
-                self._tell(self._on_alarm)
+                for ring in [ring for ring, at in alarms.items() if at <= monotonic()]:
+                    del alarms[ring]
+                    self._tell(ring)
                 continue
             if order is None:
                 break
-            if isinstance(order, float):
-                alarm_at = order
+            if isinstance(order, tuple):
+                at, ring = order
+                alarms[ring] = at
                 continue
             write_batch(self._connection, order)
             self._tell(self._on_done, order)

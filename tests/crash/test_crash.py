@@ -9,7 +9,7 @@ import pytest
 from tests.crash.batches import Terms, torment_batch
 from tests.crash.harness import torment
 
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 TIMEOUT_S = 60 + 10 * KILLS
 
 

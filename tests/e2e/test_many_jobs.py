@@ -1,6 +1,7 @@
-"""5,000 async jobs in flight at once in one daemon: what they cost, and what is left of them."""
+"""Thousands of async jobs in flight at once in one daemon: what they cost, and what is left of them."""
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import trio
 from tests.e2e.daemon import spawned
 from tests.e2e.wire import BODY, Wire, connect, post, request
 
-JOBS = 5000
+JOBS = int(os.environ.get("IN_FLIGHT_JOBS", "2000"))
+"""IN_FLIGHT_JOBS=5000 in the environment is the full number, at half a minute more."""
 CONNECTIONS = 20
 SAMPLE = 50
 WARM_UP_JOBS = 200
@@ -108,7 +110,7 @@ async def probe(url: str, times_s: list[float], *, task_status: trio.TaskStatus[
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-async def test_five_thousand_jobs_at_once(
+async def test_thousands_of_jobs_at_once(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     (tmp_path / "messagesd.toml").write_text(TOML)

@@ -1,6 +1,6 @@
 """The life of a batch below the wire: order, places, cancelling, time, a failing log, the daemon's end."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -362,3 +362,54 @@ async def test_a_commit_that_the_log_refuses_makes_no_batch(
         await trio.sleep(1)
         assert (await world.batches.page("me", limit=9, after_id=None, before_id=None)).batches == []
         assert await world.world.log.items.orphans() == []
+
+
+async def test_a_log_that_cannot_be_read_for_a_while_only_delays_a_batch(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_batches() as world:
+        items = world.world.log.items
+        for name in ("waiting", "begun", "counts"):
+            monkeypatch.setattr(items, name, failing_at_first(getattr(items, name), times=2))
+        batch_id = await world.make(requests=3)
+        assert (await world.until_ended(batch_id)).counts == ItemCounts(succeeded=3)
+        assert world.world.logged("batch.delayed") >= 6
+
+
+def failing_at_first(call: Callable[..., Awaitable[object]], *, times: int) -> Callable[..., object]:
+    left = [times]
+
+    async def failing(*args: object, **named: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise LogUnavailableError("the disk does not answer")
+        return await call(*args, **named)
+
+    return failing
+
+
+async def test_a_batch_that_waits_for_room_can_be_cancelled_and_holds_no_place(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeProvider(stall_at="connect")
+    async with open_batches(fake, max_in_flight=1, max_running=1) as world:
+        await world.world.submit(Mode.ASYNC)
+        await fake.until_called(1)
+        batch_id = await world.make(requests=2)
+        await trio.sleep(10)
+        await world.batches.cancel(batch_id, "me", by="me")
+        assert (await world.until_ended(batch_id)).counts == ItemCounts(canceled=2)
+        fake.release.set()
+        assert (await world.until_ended(await world.make(requests=1))).counts == ItemCounts(succeeded=1)
+
+
+async def test_an_item_cancelled_while_its_batch_is_stopped_ends_with_it(autojump_clock: MockClock) -> None:
+    fake = FakeProvider(stall_at="connect")
+    async with open_batches(fake, per_batch=1) as world:
+        batch_id = await world.make(requests=2)
+        await fake.until_called(1)
+        ((_, waiting),) = await world.world.log.items.waiting(batch_id, 0, 9)
+        await world.batches.cancel(batch_id, "me", by="me")
+        await world.batches.cancel_item(waiting, by="me")
+        assert (await world.world.log.snapshot(waiting.job_id)).ended
+        assert (await world.look(batch_id)).counts == ItemCounts(canceled=2)

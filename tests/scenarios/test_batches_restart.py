@@ -87,6 +87,15 @@ async def test_a_shutdown_leaves_what_has_not_ended_for_the_next_start(place: Pl
         assert await ended(gateway, batch_id) == {"succeeded": 4}
 
 
+async def test_items_that_no_route_leads_anywhere_any_more_are_errored(place: Place) -> None:
+    fake = FakeProvider(stall_at="mid_stream")
+    async with place.life(fake, crash=True, batches=SLOTS) as gateway:
+        batch_id = await create(gateway, 4)
+        await fake.until_called(2)
+    async with place.life(batches=SLOTS, routes=[{"model": "other", "provider": "fake"}]) as gateway:
+        assert await ended(gateway, batch_id) == {"errored": 4}
+
+
 async def until_held_up(gateway: Gateway, held_up: str) -> None:
     """Until two items wait between two attempts, or one works and another waits in its provider's line."""
     with trio.fail_after(10):

@@ -193,7 +193,7 @@ async def test_content_that_cannot_be_dropped_now_ends_nothing_else(
                 raise LogUnavailableError("the disk is full")
 
             patch.setattr(world.log, "redact", refuse)
-            actor, watch = await world.submit(Mode.PLAIN)
+            actor, watch = await world.submit(Mode.STREAM)
             await actor.ended.wait()
             watch.leave()
             await trio.sleep(10 * COMMIT_RETRY_S)
