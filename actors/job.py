@@ -376,7 +376,7 @@ class JobActor:
                 self._snapshot = await self._log.snapshot(self.job_id)
                 self._seq = self._snapshot.last_seq
                 if not self._snapshot.ended:
-                    return False
+                    await self._append(*last)
         except LogUnavailableError:
             self.logger.warning("the end is not recorded yet", action="job.commit_delayed")
             return False

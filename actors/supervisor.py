@@ -40,6 +40,9 @@ from events.snapshots import SnapshotStore, SnapshotStoreFullError
 from events.state import JobState
 from events.types import JobAccepted
 
+LEAVE_INTERVAL_S = 0.25
+"""Between two looks, while draining, for jobs that wait."""
+
 
 class Supervisor:
     """All jobs of this process."""
@@ -359,6 +362,13 @@ class Supervisor:
         while len(self._attached_history) > self._limits.attached_history:
             await self._log.forget(self._attached_history.popleft())
 
+    def _leave_who_waits(self) -> None:
+        """Leave the detached jobs that wait for their turn to the next start, where the log is durable."""
+        if self._log.durable:
+            for actor in list(self._running.values()):
+                if actor.waiting and actor.snapshot.detached:
+                    actor.tell(StopForShutdown(leave_unfinished=True))
+
     async def drain(self, within_s: float) -> None:
         """Refuse new jobs, wait up to ``within_s`` for the running ones, then record what is left.
 
@@ -366,12 +376,12 @@ class Supervisor:
         ``within_s`` and a commit's time. Idempotent.
         """
         self._draining = True
-        if self._log.durable:
-            for actor in list(self._running.values()):
-                if actor.waiting and actor.snapshot.detached:
-                    actor.tell(StopForShutdown(leave_unfinished=True))
         with trio.move_on_after(within_s):
-            await self._idle.wait()
+            while not self._idle.is_set():
+                # Again and again: others begin to wait meanwhile, for their next attempt.
+                self._leave_who_waits()
+                with trio.move_on_after(LEAVE_INTERVAL_S):
+                    await self._idle.wait()
         left = list(self._running.values())
         for actor in left:
             leave = self._log.durable and actor.snapshot.detached

@@ -25,7 +25,7 @@ from service.errors import INTERNAL_FAILURE, InvalidRequestError, NotFoundError,
 from service.http import HeaderList, Reply, Request
 from service.preferences import may_rerun
 from service.replies import json_reply
-from service.routes.messages import check_json, check_model, forwarded_headers
+from service.routes.messages import check_json, check_model, fallbacks_of, forwarded_headers
 from service.routes.pagination import page_query
 
 JSONL = "application/x-jsonl"
@@ -106,6 +106,8 @@ def _check_params(deps: Dependencies, request: Request, params: dict[str, Any]) 
     if params.get("stream"):
         raise InvalidRequestError("stream: a request of a batch is not streamed")
     check_model(request.principal, params["model"])
+    # Read again from the item once it is run: what is refused of a call is refused here.
+    fallbacks_of(request.principal, params)
     deps.router.resolve(params["model"])
 
 

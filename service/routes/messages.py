@@ -247,16 +247,27 @@ async def poll_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
     snapshot = await deps.supervisor.result(job_id, request.owner)
     answer = snapshot.message
     actor = deps.supervisor.actor(job_id, request.owner)
-    if seconds is not None and actor is not None:
-        request.closing.callback(actor.watch().leave)
+    waits = actor is None and not snapshot.ended and snapshot.batch_id is not None
+    if seconds is not None and (actor is not None or waits):
         with trio.move_on_after(seconds):
-            await actor.ended.wait()
-        snapshot = actor.snapshot
-        answer = actor.answer
+            if actor is None:
+                actor = await _begun(deps, request, snapshot)
+            if actor is not None:
+                request.closing.callback(actor.watch().leave)
+                await actor.ended.wait()
+        snapshot = actor.snapshot if actor else await deps.supervisor.result(job_id, request.owner)
+        answer = actor.answer if actor else snapshot.message
     reply = _result(deps, request, snapshot, answer, polled=True)
     if seconds is not None:
         reply.headers.append(applied(seconds))
     return reply
+
+
+async def _begun(deps: Dependencies, request: Request, item: JobSnapshot) -> JobActor | None:
+    """The actor of an item that waits in its batch, once it has one; None when it ends without."""
+    with deps.log.follow(item.job_id, item.last_seq) as follower:
+        await follower.receive()
+    return deps.supervisor.actor(item.job_id, request.owner)
 
 
 def _result(

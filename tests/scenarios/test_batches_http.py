@@ -174,6 +174,42 @@ async def test_batches_belong_to_their_key_and_admins_see_all(http_clock: MockCl
         assert [batch["id"] for batch in listed] == [ann]
 
 
+@pytest.mark.parametrize(
+    ("fallbacks", "error"),
+    [(["cheap-2", "dear-1"], "permission_error"), (["cheap-2"] * 9, "invalid_request_error")],
+)
+async def test_fallbacks_of_an_item_are_those_a_call_may_name(
+    fallbacks: list[str], error: str, http_clock: MockClock
+) -> None:
+    async with open_fake_gateway(keys=KEYS) as gateway:
+        asked = one("a", model="cheap-1", fallbacks=fallbacks)
+        batch_id = (await create(gateway, asked, key="sk-bf-bob")).json["id"]
+        assert (await ended(gateway, batch_id, "sk-bf-bob"))["request_counts"]["errored"] == 1
+        (line,) = await results(gateway, batch_id, "sk-bf-bob")
+        assert line["result"]["error"]["error"]["type"] == error
+
+
+@pytest.mark.parametrize("prefix", ["", "/anthropic"])
+async def test_other_methods_are_not_passed_on(prefix: str, http_clock: MockClock) -> None:
+    async with open_fake_gateway() as gateway:
+        batch_id = (await create(gateway)).json["id"]
+        for path, method, allowed in (
+            (batch_id, "POST", {"GET", "HEAD", "DELETE"}),
+            (batch_id, "PUT", {"GET", "HEAD", "DELETE"}),
+            (f"{batch_id}/results", "POST", {"GET", "HEAD"}),
+            (f"{batch_id}/cancel", "GET", {"POST"}),
+        ):
+            answer = await request(gateway.url, method, f"{prefix}{PATH}/{path}", {}, BODY)
+            assert (answer.status, answer.error_type) == (405, "invalid_request_error")
+            assert set(answer.headers["allow"].split(", ")) == allowed
+        for path in ("/", f"/{batch_id}/other", f"/{batch_id}/cancel/x"):
+            answer = await request(gateway.url, "POST", f"{prefix}{PATH}{path}", {}, BODY)
+            assert (answer.status, answer.error_type) == (404, "not_found_error")
+        # A name that only begins like it is a provider's.
+        answer = await request(gateway.url, "POST", f"{prefix}/v1/messages/batchesx", {}, {})
+        assert "passed on to a provider" in answer.json["error"]["message"]
+
+
 async def test_lists_go_both_ways(http_clock: MockClock) -> None:
     async with open_fake_gateway() as gateway:
         ids = [(await create(gateway)).json["id"] for _ in range(5)]
@@ -214,6 +250,33 @@ async def test_cancelling_has_two_phases(http_clock: MockClock) -> None:
         again = (await request(gateway.url, "POST", f"{PATH}/{batch_id}/cancel")).json
         assert again == done
         assert [line["result"] for line in await results(gateway, batch_id)] == [{"type": "canceled"}] * 2
+
+
+@pytest.mark.parametrize("end", ["completed", "cancelled", "pending"])
+async def test_a_poll_may_wait_for_an_item_that_waits(end: str, http_clock: MockClock) -> None:
+    fake = FakeProvider(stall_at="mid_stream")
+    async with open_fake_gateway(fake, batches={"max_running_per_batch": 1}) as gateway:
+        batch_id = (await create(gateway, one("a"), one("b"))).json["id"]
+        await fake.until_called(1)
+        (waiting,) = (await request(gateway.url, "GET", "/v1/jobs?status=pending")).json["data"]
+        asked_at, answers = trio.current_time(), list[Answer]()
+
+        async def poll() -> None:
+            headers = {"x-bf-async-id": waiting["id"], "prefer": "wait=30"}
+            answers.append(await request(gateway.url, "POST", "/v1/messages", headers))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            await trio.sleep(5)
+            assert not answers
+            if end == "completed":
+                fake.release.set()
+            elif end == "cancelled":
+                await request(gateway.url, "POST", f"{PATH}/{batch_id}/cancel")
+        assert answers[0].headers["x-bf-async-status"] == end
+        assert answers[0].status == (409 if end == "cancelled" else 200)
+        assert (trio.current_time() - asked_at >= 30) is (end == "pending")
+        fake.release.set()
 
 
 async def test_a_waiting_item_is_cancelled_as_any_job(http_clock: MockClock) -> None:

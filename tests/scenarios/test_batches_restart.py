@@ -12,6 +12,7 @@ from service.main import Gateway
 from tests.scenarios.restarts import Place, Recorder, asks, event_kinds, place
 from tests.support.gateway import request
 from tests.support.providers import FakeProvider
+from tests.support.scripted import says
 
 __all__ = ["place"]
 
@@ -93,6 +94,57 @@ async def test_items_that_no_route_leads_anywhere_any_more_are_errored(place: Pl
         await fake.until_called(2)
     async with place.life(batches=SLOTS, routes=[{"model": "other", "provider": "fake"}]) as gateway:
         assert await ended(gateway, batch_id) == {"errored": 4}
+
+
+async def until_held_up(gateway: Gateway, held_up: str) -> None:
+    """Until two items wait between two attempts, or one works and another waits in its provider's line."""
+    with trio.fail_after(10):
+        while True:
+            jobs = (await request(gateway.url, "GET", "/v1/jobs")).json["data"]
+            kinds = [await event_kinds(gateway, job["id"]) for job in jobs]
+            if held_up == "backoff" and sum("AttemptFailed" in one for one in kinds) == 2:
+                return
+            (provider,) = gateway.dependencies.targets.providers()
+            if held_up == "line" and (provider.working, provider.waiting) == (1, 1):
+                return
+
+
+@pytest.mark.parametrize("end", ["canceled", "expired", "succeeded"])
+@pytest.mark.parametrize("leave", ["crash", "drain"])
+@pytest.mark.parametrize("held_up", ["backoff", "line"])
+async def test_items_that_are_held_up_end_as_the_others_do(
+    held_up: str, leave: str, end: str, place: Place
+) -> None:
+    def stuck() -> FakeProvider:
+        later = says(529, retry_after="25")
+        return (
+            FakeProvider(raise_at={"connect": later})
+            if held_up == "backoff"
+            else FakeProvider(stall_at="connect")
+        )
+
+    sections: dict[str, Any] = {
+        "batches": SLOTS,
+        # Longer than this test may take: who is between two attempts is left at once.
+        "jobs": {"drain_s": 20 if held_up == "backoff" else 0},
+        "providers": [{"name": "fake", "kind": "echo", "max_concurrency": 1}],
+    }
+    with trio.fail_after(10):
+        async with place.life(stuck(), crash=leave == "crash", **sections) as gateway:
+            batch_id = await create(gateway, 5)
+            await until_held_up(gateway, held_up)
+            assert (await look(gateway, batch_id))["request_counts"]["processing"] == 5
+        place.wall_s += DAY_S + 1 if end == "expired" else 1
+        again = FakeProvider() if end == "succeeded" else stuck()
+        async with place.life(again, **sections) as gateway:
+            if end == "canceled":
+                await until_held_up(gateway, held_up)
+                assert (await look(gateway, batch_id))["request_counts"]["processing"] == 5
+                await request(gateway.url, "POST", f"{PATH}/{batch_id}/cancel")
+            assert await ended(gateway, batch_id) == {end: 5}
+            assert gateway.supervisor.in_flight == 0
+            (provider,) = gateway.dependencies.targets.providers()
+            assert (provider.working, provider.waiting) == (0, 0)
 
 
 async def test_a_cancel_is_remembered(place: Place) -> None:

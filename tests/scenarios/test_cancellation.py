@@ -1,15 +1,19 @@
 """Whose leaving stops a job, and what stays of it. In memory, on a clock that jumps."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.errors import JobConflictError, JobNotFoundError
+from actors.retry import RetryPolicy
 from events.state import JobState
-from events.types import JobCancelled, Mode
+from events.types import AttemptFailed, Event, JobCancelled, Mode
 from tests.support.providers import FakeProvider, Point
+from tests.support.scripted import says
 from tests.support.world import World, open_world, read_stream
 
 PLAIN: list[Point] = ["connect", "last_frame"]
@@ -80,6 +84,37 @@ async def test_a_detached_job_survives_its_watchers(mode: Mode, autojump_clock: 
         assert trio.current_time() == 4
         assert actor.snapshot.state is JobState.COMPLETED
         assert (await world.supervisor.result(actor.job_id, "me")).message == actor.answer != b""
+
+
+@pytest.mark.parametrize("detached", [False, True])
+async def test_a_write_is_made_though_the_work_that_waits_for_it_is_cancelled(
+    detached: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeProvider(raise_at={"connect": says(503)})
+    async with open_world(fake, retries=RetryPolicy()) as world:
+        append = world.log.append
+        written = trio.Event()
+
+        async def slow(job_id: str, events: Sequence[Event], *args: Any, **more: Any) -> int:
+            seq = await append(job_id, events, *args, **more)
+            if any(isinstance(event, AttemptFailed) for event in events):
+                written.set()
+                await trio.sleep_forever()
+            return seq
+
+        monkeypatch.setattr(world.log, "append", slow)
+        actor, watch = await world.submit(detached=detached, may_detach=not detached)
+        await written.wait()
+        cancelled_at = trio.current_time()
+        if detached:
+            await world.supervisor.cancel(actor.job_id, "me", by="me")
+        else:
+            watch.leave()
+        await actor.ended.wait()
+        assert trio.current_time() == cancelled_at
+        assert actor.snapshot.state is JobState.CANCELLED
+        assert (await world.kinds(actor.job_id))[-2:] == ["AttemptFailed", "JobCancelled"]
+        assert world.logged("job.end_unrecorded") == 0
 
 
 async def test_a_watcher_that_leaves_twice_counts_once(autojump_clock: MockClock) -> None:

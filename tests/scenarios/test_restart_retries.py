@@ -32,6 +32,15 @@ LATER = says(529, retry_after="25")
 ALL: dict[str, Any] = {"jobs": {"drain_s": 0.2}}
 
 
+class FailsOnceReleased(FakeProvider):
+    """Stalls, and then asks for a wait."""
+
+    async def at(self, point: Point) -> None:
+        await super().at(point)
+        if point == self.stall_at:
+            raise LATER
+
+
 async def until_waiting(gateway: Gateway, job_id: str, failures: int = 1) -> None:
     """Until so many of the job's attempts have failed."""
     with trio.fail_after(10):
@@ -66,6 +75,22 @@ async def test_a_drain_leaves_who_waits_at_once(place: Place) -> None:
         await until_waiting(gateway, job_id)
         started = trio.current_time()
     assert trio.current_time() - started < 5
+    async with place.life(FakeProvider()) as gateway:
+        assert (await result(gateway, job_id)).status == 200
+
+
+async def test_a_drain_leaves_who_begins_to_wait_meanwhile(place: Place) -> None:
+    fake = FailsOnceReleased(stall_at="connect")
+    async with place.life(fake, jobs={"drain_s": 20}) as gateway:
+        job_id = await submit(gateway)
+        await fake.stalled.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gateway.supervisor.drain, 20)
+            await trio.sleep(0.05)
+            fake.release.set()
+            await until_waiting(gateway, job_id)
+            started = trio.current_time()
+        assert trio.current_time() - started < 5
     async with place.life(FakeProvider()) as gateway:
         assert (await result(gateway, job_id)).status == 200
 

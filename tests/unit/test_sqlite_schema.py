@@ -7,6 +7,7 @@ import pytest
 
 from events.errors import LogOpenError
 from events.log.sqlite_reader import unfinished_jobs
+from events.log.sqlite_records import UNANNOUNCED
 from events.log.sqlite_schema import (
     APPLICATION_ID,
     MIGRATIONS,
@@ -156,4 +157,8 @@ def test_jobs_of_the_first_version_read_on_in_the_second(tmp_path: Path) -> None
         plan = " ".join(row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}"))
         assert index in plan
         assert "TEMP B-TREE" not in plan
+    plan = " ".join(row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {UNANNOUNCED}", ("k", 9)))
+    # Every start asks it of a file that may hold a million jobs.
+    assert "jobs_webhook" in plan
+    assert "SCAN" not in plan
     connection.close()
