@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from time import monotonic
 from typing import Any, Protocol
 
@@ -230,15 +232,19 @@ def _insert(
     connection: sqlite3.Connection, statement: str, columns: int, rows: Iterable[Sequence[Any]]
 ) -> None:
     waiting = list(rows)
-    row = f"({', '.join('?' * columns)})"
     start = 0
     size = ROWS_PER_STATEMENT
     while start < len(waiting):
         while size > len(waiting) - start:
             size //= 2
-        values = [value for row_values in waiting[start : start + size] for value in row_values]
-        connection.execute(statement.format(rows=", ".join([row] * size)), values)
+        values = list(chain.from_iterable(waiting[start : start + size]))
+        connection.execute(_statement(statement, columns, size), values)
         start += size
+
+
+@lru_cache(maxsize=64)
+def _statement(statement: str, columns: int, rows: int) -> str:
+    return statement.format(rows=", ".join([f"({', '.join('?' * columns)})"] * rows))
 
 
 def _refuse_taken(connection: sqlite3.Connection, new: list[JobWrite]) -> None:

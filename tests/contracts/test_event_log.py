@@ -38,7 +38,7 @@ from tests.contracts.event_log_model import (
 )
 
 each_adapter = pytest.mark.parametrize("open_log", ADAPTERS.values(), ids=list(ADAPTERS))
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=30, deadline=None)
 
 
 # --- against a model -------------------------------------------------------------------------------

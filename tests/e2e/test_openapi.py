@@ -16,7 +16,7 @@ from service.main import Gateway, open_gateway
 from service.preferences import ASYNC_ID
 from tests.support.gateway import request, settings_of
 
-EXAMPLES = 4
+EXAMPLES = 3
 """Per operation and phase."""
 SEED = 20261122
 BOUND_S = 60.0
