@@ -109,6 +109,8 @@ class Subscription:
         self._replaying = source.cursor > self._cursor
         self._lagging = False
         self._send, self._receive = trio.open_memory_channel[FrameRun](buffer_runs)
+        # Asking an empty channel costs an exception.
+        self._offered = self._taken = 0
 
     @property
     def cursor(self) -> FrameCursor:
@@ -121,6 +123,7 @@ class Subscription:
             return
         try:
             self._send.send_nowait(run)
+            self._offered += 1
         except trio.WouldBlock:
             self._lagging = True
             self._telemetry.lagged()
@@ -140,6 +143,7 @@ class Subscription:
         with suppress(trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
             # With the channel full there is something to receive.
             self._send.send_nowait(_NUDGE)
+            self._offered += 1
 
     async def receive(self) -> list[FrameRun]:
         """The next runs, all that are at hand; an empty list at the end of the stream.
@@ -162,6 +166,7 @@ class Subscription:
                 continue
             try:
                 received = await self._receive.receive()
+                self._taken += 1
                 run = self._fresh(received)
             except trio.EndOfChannel:
                 # What was published between the last replay and the end may have been dropped.
@@ -185,13 +190,13 @@ class Subscription:
 
     def _at_hand(self) -> list[FrameRun]:
         runs: list[FrameRun] = []
-        while True:
-            try:
-                run = self._fresh(self._receive.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel):
-                return runs
+        while self._taken < self._offered:
+            received = self._receive.receive_nowait()
+            self._taken += 1
+            run = self._fresh(received)
             if run is not None:
                 runs.append(run)
+        return runs
 
     def _fresh(self, run: FrameRun) -> FrameRun | None:
         """The part of a published run that was not seen yet; moves the cursor."""

@@ -239,9 +239,7 @@ class JobActor:
         attempt = self._snapshot.attempt
         self._broadcast.begin(attempt)
         provider = self._work.course.target.provider
-        self.logger.debug(
-            "attempt started", action="attempt.started", attempt=attempt, provider=provider.name
-        )
+        self.logger.debug("attempt started", action="attempt.started", attempt=attempt)
         answer = await run_attempt(
             provider,
             call,
@@ -293,8 +291,9 @@ class JobActor:
         self._publish(FrameRun(attempt, first, frames))
 
     async def _first_frame(self, now: float) -> None:
-        # With it the job's id is told: it is on record then.
-        await self._log.settle(self.job_id)
+        # With it the job's id is told: on record then, unless the end is told in the same breath.
+        if not self._fold.finished:
+            await self._log.settle(self.job_id)
         self._work.course.answering()
         delay_s = now - (self._snapshot.started_at or now)
         self._telemetry.first_frame(self._snapshot.mode, self._work.course.target.provider.name, delay_s)
@@ -304,9 +303,9 @@ class JobActor:
 
         Cancelled, it first finishes. Raises LogUnavailableError.
         """
-        if not self._held:
+        if not (frames := self._held):
             return
-        frames, self._held = self._held, ()
+        self._held = ()
         # What comes from now on is numbered after them, and counts as shown. Two tasks write from here on.
         self._frames = len(frames)
         self._writing = self._writing if self._work.may_detach else trio.Lock()

@@ -17,12 +17,12 @@ from events.log.sqlite_live import LiveJob, LogStatistics
 from events.log.sqlite_rows import ROW_BYTES, job_row, message_seq
 from events.log.sqlite_writer import Batch, JobWrite, PurgeStep, Step, Writer
 from events.projections import JobSnapshot
-from events.types import Event, FramesReceived, Mode
+from events.types import Event, FramesReceived
 
 WRITE_OVERHEAD_BYTES = 2000
 """What a queued write is counted with beside its events."""
 
-SETTLE_S = 0.025
+SETTLE_S = 0.02
 """How long, in real time, what is about to be told waits for others to share its transaction with."""
 
 RETRY_S = 1.0
@@ -180,9 +180,6 @@ class GroupCommit:
     def defer(self, live: LiveJob, events: Sequence[Event], snapshot: JobSnapshot) -> None:
         """Have other events wait in the same way; they lead to ``snapshot``."""
         self._wait(live, live.defer(events, snapshot))
-        if snapshot.mode is Mode.STREAM and not live.stored:
-            # Its id is told with the first frame, which had better not wait for this.
-            self._hurry(live)
 
     async def settle(self, live: LiveJob) -> None:
         """Wait until what was deferred of a job is on disk. Raises LogUnavailableError."""
