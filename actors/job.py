@@ -33,7 +33,7 @@ from actors.inbox import Inbox
 from actors.providers.base import ProviderCall
 from actors.targets import NoTargetError
 from actors.telemetry import Telemetry, log_attempt_failed
-from actors.work import Watch, Watchers, Work, attempt_started, recall
+from actors.work import Watch, Watchers, Work, attempt_started, put_on_record, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
 from events.log.base import EventLog, FrameCursor, FrameRun
 from events.message import MessageFold
@@ -293,7 +293,7 @@ class JobActor:
     async def _first_frame(self, now: float) -> None:
         # With it the job's id is told: on record then, unless the end is told in the same breath.
         if not self._fold.finished:
-            await self._log.settle(self.job_id)
+            await put_on_record(self._log, self.job_id, within_s=COMMIT_TIMEOUT_S)
         self._work.course.answering()
         delay_s = now - (self._snapshot.started_at or now)
         self._telemetry.first_frame(self._snapshot.mode, self._work.course.target.provider.name, delay_s)

@@ -10,6 +10,7 @@ from actors.line import Turn
 from actors.providers.base import ProviderCall
 from actors.providers.fallbacks import own_fallbacks
 from actors.targets import Course
+from events.errors import LogUnavailableError
 from events.log.base import EventLog
 from events.projections import JobSnapshot
 from events.types import AttemptStarted, JobAccepted, Mode
@@ -103,6 +104,14 @@ class Watchers:
 def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
     """Whether a job's upstream is run as a stream: all but plain attached ones are."""
     return mode is not Mode.PLAIN or detached or may_detach
+
+
+async def put_on_record(log: EventLog, job_id: str, *, within_s: float) -> None:
+    """Have on disk what was deferred of a job. Raises LogUnavailableError, also when it takes too long."""
+    with trio.move_on_after(within_s):
+        await log.settle(job_id)
+        return
+    raise LogUnavailableError("the event log's disk does not answer")
 
 
 async def recall(work: Work, log: EventLog, snapshot: JobSnapshot) -> ProviderCall:

@@ -124,15 +124,20 @@ async def open_gateway(
                 logger.info(
                     "shutting down", action="drain.started", in_flight=dependencies.supervisor.in_flight
                 )
-                drain_until = trio.current_time() + settings.jobs.drain_s
-                dependencies.batches.stop()
-                await dependencies.supervisor.drain(settings.jobs.drain_s)
-                await dependencies.batches.drain()
-                await dependencies.webhooks.drain(max(0.0, drain_until - trio.current_time()))
-                await server.close_idle()
-                server.stop(deadline=max(drain_until, trio.current_time()) + FLUSH_GRACE_S)
+                await _drain(dependencies, server, settings.jobs.drain_s)
             actors.cancel_scope.cancel()
             logger.info("shut down", action="drain.done")
+
+
+async def _drain(dependencies: Dependencies, server: Server, within_s: float) -> None:
+    """See the work out, then the connections; what bounds them is told where each is defined."""
+    until = trio.current_time() + within_s
+    dependencies.batches.stop()
+    await dependencies.supervisor.drain(within_s)
+    await dependencies.batches.drain()
+    await dependencies.webhooks.drain(max(0.0, until - trio.current_time()))
+    await server.close_idle()
+    server.stop(deadline=max(until, trio.current_time()) + FLUSH_GRACE_S)
 
 
 @asynccontextmanager
@@ -172,16 +177,7 @@ def _assemble(
     clock = Clock()
     metrics = Metrics(tuple(providers))
     router = Router([_route(route) for route in settings.routes], providers, random=random)
-    targets = Targets(
-        router=router,
-        clock=clock,
-        telemetry=metrics,
-        logger=logger,
-        retries=RetryPolicy(**settings.retries.model_dump()),
-        circuits=CircuitPolicy(**settings.circuits.model_dump()),
-        concurrency={provider.name: provider.max_concurrency for provider in settings.providers},
-        random=random,
-    )
+    targets = _targets(settings, router, clock=clock, metrics=metrics, logger=logger, random=random)
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
     memory = BurstMemory(quiet=lambda: len(snapshots) == 0)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
@@ -192,6 +188,7 @@ def _assemble(
     heartbeat = Heartbeat(settings.jobs.heartbeat_s)
     actors.start_soon(heartbeat.run)
     webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
+    limits = _supervisor_limits(settings, durable=log.durable)
     supervisor = Supervisor(
         nursery=actors,
         log=log,
@@ -201,13 +198,7 @@ def _assemble(
         clock=clock,
         telemetry=metrics,
         logger=logger,
-        limits=SupervisorLimits(
-            max_in_flight=settings.jobs.max_in_flight,
-            attached_history=settings.jobs.attached_history,
-            subscriber_buffer_runs=settings.jobs.subscriber_buffer,
-            max_resumed=settings.jobs.max_resumed,
-            store_bodies=settings.log.store_bodies or not log.durable,
-        ),
+        limits=limits,
         webhooks=webhooks,
     )
     batches = Batches(
@@ -221,13 +212,7 @@ def _assemble(
         limits=_batch_limits(settings),
     )
     actors.start_soon(batches.forget_old)
-    metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
-    metrics.watch_targets(targets)
-    metrics.watch_batches(
-        open_=lambda: batches.open,
-        waiting=lambda: batches.waiting_items,
-        running=lambda: batches.running_items,
-    )
+    _watch(metrics, supervisor, targets, batches)
     return Dependencies(
         settings=settings,
         supervisor=supervisor,
@@ -242,6 +227,48 @@ def _assemble(
         heartbeat=heartbeat,
         started_at=clock.now(),
         logger=logger,
+    )
+
+
+def _targets(
+    settings: Settings,
+    router: Router,
+    *,
+    clock: Clock,
+    metrics: Metrics,
+    logger: structlog.typing.FilteringBoundLogger,
+    random: Random,
+) -> Targets:
+    return Targets(
+        router=router,
+        clock=clock,
+        telemetry=metrics,
+        logger=logger,
+        retries=RetryPolicy(**settings.retries.model_dump()),
+        circuits=CircuitPolicy(**settings.circuits.model_dump()),
+        concurrency={provider.name: provider.max_concurrency for provider in settings.providers},
+        random=random,
+    )
+
+
+def _supervisor_limits(settings: Settings, *, durable: bool) -> SupervisorLimits:
+    return SupervisorLimits(
+        max_in_flight=settings.jobs.max_in_flight,
+        attached_history=settings.jobs.attached_history,
+        subscriber_buffer_runs=settings.jobs.subscriber_buffer,
+        max_resumed=settings.jobs.max_resumed,
+        store_bodies=settings.log.store_bodies or not durable,
+    )
+
+
+def _watch(metrics: Metrics, supervisor: Supervisor, targets: Targets, batches: Batches) -> None:
+    """Have the metrics read what these count."""
+    metrics.watch(in_flight=lambda: supervisor.in_flight, snapshot_bytes=lambda: supervisor.kept_bytes)
+    metrics.watch_targets(targets)
+    metrics.watch_batches(
+        open_=lambda: batches.open,
+        waiting=lambda: batches.waiting_items,
+        running=lambda: batches.running_items,
     )
 
 

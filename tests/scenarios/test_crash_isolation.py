@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.commands import CRASH_FAILURE, UNRECORDED_FAILURE
 from actors.errors import OverloadedError, UpstreamConnectionError
-from actors.job import COMMIT_RETRY_S
+from actors.job import COMMIT_RETRY_S, COMMIT_TIMEOUT_S
 from events.errors import LogUnavailableError
 from events.state import JobState, project_state
 from events.types import AttemptFailed, Event, JobCancelled, JobCompleted, JobFailed, Mode
@@ -243,3 +243,19 @@ async def test_a_job_refused_for_a_slow_log_does_not_stay_in_it(
         await wait_all_tasks_blocked()
         assert await world.log.unfinished() == []
         assert world.supervisor.in_flight == 0
+
+
+async def test_a_stream_whose_record_the_disk_does_not_take_fails_in_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(FakeProvider(delay_s=1)) as world:
+
+        async def hangs(job_id: str) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(world.log, "settle", hangs)
+        actor, _ = await world.submit(Mode.STREAM)
+        with trio.fail_after(2 * COMMIT_TIMEOUT_S):
+            await actor.ended.wait()
+        assert actor.snapshot.state is JobState.FAILED
+        assert actor.frames == 0
