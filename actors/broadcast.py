@@ -4,13 +4,15 @@ Every watcher has a bounded memory channel. A run of frames is published with ``
 them: the same tuple of the same bytes, so a watcher costs a reference. A watcher whose channel is full is
 marked lagging and gets nothing more until it has read the log from its own cursor to the end: it slows
 nobody down and loses nothing. A new watcher begins the same way, with a replay, so that joining late,
-resuming and lagging are one piece of code.
+resuming and lagging are one piece of code. A watcher that waits for nothing but the next run may name a sink
+that takes it there and then: waking a task to hand over one frame costs more than the frame.
 
 The caller appends to the log *before* it publishes. That order is what closes the gap between replay and
 live: whatever a replay did not find is still to be published, and what it did find is recognised by its
 number when it comes again.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
@@ -22,6 +24,10 @@ from events.log.base import EventLog, FrameCursor, FrameRun
 
 _NUDGE = FrameRun(0, 0, ())
 """Passed through a channel, it says nothing but that somebody called. No attempt has its number."""
+
+
+Sink = Callable[[FrameRun], bool]
+"""Takes a run for a watcher, or refuses it (False). Synchronous; never raises."""
 
 
 class Nudged(Exception):  # noqa: N818 - it tells no error
@@ -111,16 +117,30 @@ class Subscription:
         self._send, self._receive = trio.open_memory_channel[FrameRun](buffer_runs)
         # Asking an empty channel costs an exception.
         self._offered = self._taken = 0
+        self._sink: Sink | None = None
+        self._waiting = False
 
     @property
     def cursor(self) -> FrameCursor:
         """After the last frame received."""
         return self._cursor
 
+    def short_cut(self, sink: Sink) -> None:
+        """Have ``sink`` asked to take each run that :meth:`receive` waits for, with nothing left before it.
+
+        What it takes counts as received; what it refuses comes through :meth:`receive`.
+        """
+        self._sink = sink
+
     def offer(self, run: FrameRun) -> None:
         """Publisher's side: take the run, or begin to lag."""
         if self._lagging:
             return
+        if self._sink is not None and self._waiting and self._taken == self._offered:
+            attempt, frame = self._cursor
+            if run.attempt == attempt and run.first == frame + 1 and self._sink(run):
+                self._cursor = run.cursor
+                return
         try:
             self._send.send_nowait(run)
             self._offered += 1
@@ -135,6 +155,8 @@ class Subscription:
     def close(self) -> None:
         """Stop watching. Idempotent, synchronous, safe while another task is in :meth:`receive`."""
         self._source.leave(self)
+        # A sink refers to us: what forms no cycle needs no collector to go.
+        self._sink = None
         self._send.close()
         self._receive.close()
 
@@ -165,6 +187,7 @@ class Subscription:
             if self._fell_behind():
                 continue
             try:
+                self._waiting = True
                 received = await self._receive.receive()
                 self._taken += 1
                 run = self._fresh(received)
@@ -173,6 +196,8 @@ class Subscription:
                 if self._fell_behind():
                     continue
                 return []
+            finally:
+                self._waiting = False
             if run is not None:
                 return [run, *self._at_hand()]
             if received is _NUDGE:

@@ -170,8 +170,19 @@ class Protocol(H11Protocol):
         """A piece of an answer of unknown length, past h11, which adds nothing but the chunk around it."""
         if cast(h11.Connection, self.connection).their_http_version == b"1.0":
             await self._send_h11_event(h11.Data(data=data))
-        elif data:
-            await self.connection_.write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif data or self.backlog:
+            await self.connection_.write(_chunk(data) if data else b"")
+
+    @property
+    def backlog(self) -> int:
+        """See :class:`service.http.Outlet`."""
+        return self.connection_.backlog
+
+    def push(self, piece: bytes) -> bool:
+        """See :class:`service.http.Outlet`; for an answer whose pieces :meth:`send_piece` sends."""
+        if cast(h11.Connection, self.connection).their_http_version == b"1.0":
+            return False
+        return self.connection_.push(_chunk(piece))
 
     async def refuse(self, status: int) -> None:
         """Answer a request that cannot be taken, and read no other from this connection."""
@@ -205,6 +216,7 @@ class Connection(TCPServer):
         self._deadline = inf
         self._reading = trio.CancelScope()
         self._lingering = False
+        self._unsent = b""
         self.idle = True
         """Whether no request is under way."""
 
@@ -304,12 +316,31 @@ class Connection(TCPServer):
         else:
             await super().protocol_send(event)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes of :meth:`push` that the next :meth:`write` sends first."""
+        return len(self._unsent)
+
+    def push(self, data: bytes) -> bool:
+        """Hand ``data`` to the socket without waiting; False, and nothing done, where that would not do."""
+        if self._unsent or self.send_lock.locked() or len(data) > PAUSE_BYTES:
+            return False
+        try:
+            sent = self._send_now(data)
+        except trio.BrokenResourceError:
+            # Whoever writes next finds that, too, and can tell everyone.
+            return False
+        self._unsent = data[sent:] if sent else b""
+        return sent > 0
+
     async def write(self, data: bytes) -> None:
         """Hand ``data`` to the socket. What it takes at once takes no pause, up to ``PAUSE_BYTES``."""
         try:
             self.send_lock.acquire_nowait()
         except trio.WouldBlock:
             await self.send_lock.acquire()
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
         try:
             sent = self._send_now(data)
             if sent < len(data):
@@ -333,3 +364,8 @@ class Connection(TCPServer):
             return 0
         except OSError as error:
             raise trio.BrokenResourceError from error
+
+
+def _chunk(data: bytes) -> bytes:
+    """RFC 9112, 7.1."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -130,6 +130,8 @@ class DirectStream:
                 await send(Body(stream_id=STREAM_ID, data=body))
         else:
             await send(Response(stream_id=STREAM_ID, status_code=reply.status, headers=headers))
+            if reply.attach is not None:
+                reply.attach(self._protocol)
             async for chunk in body:
                 await self._protocol.send_piece(chunk)
         await send(EndBody(stream_id=STREAM_ID))

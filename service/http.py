@@ -76,6 +76,19 @@ class Request:
         return None if self.principal.admin else self.principal.name
 
 
+class Outlet(Protocol):
+    """A connection, as a stream sees it that may write to it from another task."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes it was handed and could not send yet. They leave with the next chunk, be it an empty one."""
+        ...
+
+    def push(self, piece: bytes) -> bool:
+        """Send a piece now, or as much of it as leaves. False: nothing of it was taken. Never raises."""
+        ...
+
+
 class ReplyStream(Protocol):
     """The body of a streamed reply."""
 
@@ -95,6 +108,8 @@ class Reply:
     body: bytes | ReplyStream
     headers: HeaderList = field(default_factory=list)
     content_type: str = "application/json"
+    attach: Callable[[Outlet], None] | None = None
+    """For a streamed body that can make use of an outlet: while its next chunk is waited for, it may push."""
     on_sent: Callable[[], None] | None = None
     """Called once all of it has left; not when the client was gone before."""
 

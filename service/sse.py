@@ -15,6 +15,7 @@ from events.log.base import FrameCursor, FrameRun
 from events.types import Failure
 from service.errors import InvalidRequestError, envelope, failure_of
 from service.heartbeat import Beat
+from service.http import Outlet
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -77,13 +78,32 @@ class FrameStream:
         self._beat = beat
         self._request_id = request_id
         self._over = False
+        self._outlet: Outlet | None = None
+
+    def attach(self, outlet: Outlet) -> None:
+        """Have runs that the next chunk would bring pushed to ``outlet`` instead, as they come."""
+        self._outlet = outlet
+        self._subscription.short_cut(self._push)
+
+    def _push(self, run: FrameRun) -> bool:
+        outlet = self._outlet
+        if outlet is None or not outlet.push(self._encode((run,))):
+            return False
+        self._beat.sent()
+        if outlet.backlog:
+            # Nothing but a chunk sends it on.
+            self._subscription.nudge()
+        return True
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """One pass over the stream."""
         return self
 
     async def __anext__(self) -> bytes:
-        """The next bytes to leave: frames, a ping after silence, or the error that ended the job."""
+        """The next bytes to leave: frames, a ping after silence, or the error that ended the job.
+
+        None (``b""``) to have the rest of something pushed sent.
+        """
         if self._over:
             raise StopAsyncIteration
         if self._first:
@@ -93,6 +113,8 @@ class FrameStream:
         try:
             runs = await self._subscription.receive()
         except Nudged:
+            if self._outlet is not None and self._outlet.backlog:
+                return b""
             self._beat.sent()
             return PING
         except (ActorError, LogError) as error:

@@ -227,7 +227,7 @@ async def stream_reply(
         beat=beat,
         request_id=request.request_id,
     )
-    return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE)
+    return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE, attach=stream.attach)
 
 
 async def _first_runs(

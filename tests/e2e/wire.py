@@ -128,6 +128,14 @@ class Wire:
             self._left += data
         return self._left
 
+    async def read_some(self, size: int) -> None:
+        """Read about so many bytes of an answer, which stay to be read."""
+        until = len(self._left) + size
+        while len(self._left) < until:
+            data = await self.stream.receive_some(READ_BYTES)
+            assert data, "the connection ended"
+            self._left += data
+
     async def is_closed(self) -> bool:
         """Whether the peer has hung up, once it has said all it had to say."""
         try:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
 import pytest
 import trio
 
@@ -239,6 +240,29 @@ def endless(text: str) -> dict[str, Any]:
     """A stream that does not end within a test; one frame says ``text``."""
     word = text.replace(" ", "_")
     return {**STREAM, "max_tokens": 2_000_000, "messages": [{"role": "user", "content": word}]}
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+async def test_one_that_reads_now_and_then_gets_every_byte(detach: str) -> None:
+    """Its socket takes parts of frames, or nothing, while the upstream goes on."""
+    words, text = 300, "x" * 20_000
+    body = {**STREAM, "max_tokens": words + 1, "messages": [{"role": "user", "content": text}]}
+    provider = {"name": "echo", "kind": "echo", "frames": words, "frame_delay_s": 0.001}
+    with trio.fail_after(TEST_TIMEOUT_S):
+        async with (
+            running(providers=[provider]) as gateway,
+            connect(gateway.url, receive_buffer_bytes=SMALL_BUFFER_BYTES) as slow,
+        ):
+            await slow.send(post(body, ("x-bf-detach", detach)))
+            for _ in range(5):
+                # Long enough for the kernel's buffers to fill, short enough for the rest to come live.
+                await trio.sleep(0.06)
+                await slow.read_some(400_000)
+            answer = await slow.answer()
+    events = [frame.partition(b"data: ")[2] for frame in answer.body.split(b"\n\n") if b"data: " in frame]
+    deltas = [orjson.loads(data) for data in events if b"content_block_delta" in data]
+    assert [delta["delta"]["text"].strip() for delta in deltas] == [text] * words
+    assert orjson.loads(events[-1]) == {"type": "message_stop"}
 
 
 @pytest.mark.skipif(not hasattr(trio.socket, "TCP_USER_TIMEOUT"), reason="needs TCP_USER_TIMEOUT (Linux)")
