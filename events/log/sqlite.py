@@ -81,6 +81,7 @@ class SqliteLog:
             max_queued_bytes=options.max_queued_bytes,
             max_unflushed_bytes=options.max_unflushed_bytes,
             flush_interval_s=options.flush_interval_s,
+            frames_interval_s=options.frames_interval_s,
             # Not before: a writer that hangs may still write.
             on_flushed=self._flushed,
             on_end=file.lock.release,
@@ -213,7 +214,7 @@ class SqliteLog:
     async def append_frames(
         self, job_id: str, attempt: int, frames: Sequence[bytes], expected_seq: int, at: float
     ) -> int:
-        """See the port. On disk within ``flush_interval_s`` while the disk takes it."""
+        """See the port. On disk within ``frames_interval_s`` while the disk takes it."""
         await self._make_room(job_id, EVENT_OVERHEAD_BYTES + sum(map(len, frames)))
         known = self._live.get(job_id) or await self._load(job_id)
         actual = known.seq if known else 0

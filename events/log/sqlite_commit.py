@@ -59,6 +59,7 @@ class GroupCommit:
         max_queued_bytes: int,
         max_unflushed_bytes: int,
         flush_interval_s: float,
+        frames_interval_s: float,
         on_flushed: Callable[[LiveJob], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -74,6 +75,7 @@ class GroupCommit:
         self._max_queued_bytes = max_queued_bytes
         self._max_unflushed_bytes = max_unflushed_bytes
         self._flush_interval_s = flush_interval_s
+        self._frames_interval_s = frames_interval_s
         self._turns: dict[str, trio.Event] = {}
         self._queue: dict[Write, None] = {}
         self._queued_bytes = 0
@@ -81,6 +83,8 @@ class GroupCommit:
         self._unflushed_bytes = 0
         self._flush_wanted = False
         self._alarm_set = False
+        self._deferred: dict[LiveJob, None] = {}
+        self._deferred_wanted = False
         self._hurried: dict[LiveJob, None] = {}
         self._hurry_wanted = False
         self._send_wanted = False
@@ -176,10 +180,19 @@ class GroupCommit:
     def add_frames(self, live: LiveJob, run: FramesReceived) -> None:
         """Have frames wait for their job's next write, or for the next flush."""
         self._wait(live, live.add(run))
+        if not self._alarm_set:
+            self._set_alarm(self._frames_interval_s)
 
     def defer(self, live: LiveJob, events: Sequence[Event], snapshot: JobSnapshot) -> None:
         """Have other events wait in the same way; they lead to ``snapshot``."""
         self._wait(live, live.defer(events, snapshot))
+        if not self._deferred and not self._deferred_wanted:
+            self._writer.set_alarm(self._flush_interval_s, self._send_deferred)
+        self._deferred[live] = None
+
+    def _send_deferred(self) -> None:
+        self._deferred_wanted = True
+        self._send_soon()
 
     async def settle(self, live: LiveJob) -> None:
         """Wait until what was deferred of a job is on disk. Raises LogUnavailableError."""
@@ -207,13 +220,12 @@ class GroupCommit:
         self._dirty[live] = None
         if live.pending_bytes >= ROW_BYTES:
             self._flush()
-        elif not self._alarm_set:
-            self._set_alarm(self._flush_interval_s)
 
     def drop_waiting(self, live: LiveJob) -> None:
         """The job is forgotten, and with it what waits."""
         self._unflushed_bytes -= live.flushed(len(live.pending))
         self._dirty.pop(live, None)
+        self._deferred.pop(live, None)
 
     def _set_alarm(self, after_s: float) -> None:
         self._alarm_set = True
@@ -255,10 +267,13 @@ class GroupCommit:
     def _take_waiting(self) -> list[LiveJob]:
         """Jobs whose waiting events are to go with the next batch."""
         wanted = dict(self._dirty) if self._flush_wanted else {}
+        if self._deferred_wanted or self._flush_wanted:
+            wanted |= self._deferred
+            self._deferred.clear()
         if self._hurry_wanted or self._flush_wanted:
             wanted |= self._hurried
             self._hurried.clear()
-        self._flush_wanted = self._hurry_wanted = False
+        self._flush_wanted = self._deferred_wanted = self._hurry_wanted = False
         return [live for live in wanted if live.pending]
 
     def _enlist(self, write: Write, batch: Batch, flushed: dict[LiveJob, int]) -> None:
@@ -314,9 +329,9 @@ class GroupCommit:
             write.done.set()
         self._settled.set()
         self._settled = trio.Event()
-        if self._dirty and not self._alarm_set:
-            self._set_alarm(self._flush_interval_s if batch.error is None else RETRY_S)
-        if self._queue or self._flush_wanted or self._hurry_wanted:
+        if batch.error is not None and self._dirty:
+            self._set_alarm(RETRY_S)
+        if self._queue or self._flush_wanted or self._deferred_wanted or self._hurry_wanted:
             self._send_soon()
 
     def _count(self, writes: list[Write], flushed: list[tuple[LiveJob, int]]) -> None:

@@ -15,7 +15,11 @@ READERS = 4
 """Connections that read, each in a worker thread."""
 
 FLUSH_INTERVAL_S = 0.25
-"""How long frames wait for the disk, in real time: what a power cut may take of a stream."""
+"""How long what is deferred waits for the disk, in real time."""
+
+FRAMES_INTERVAL_S = 1.0
+"""How long frames wait for it: what a power cut may take of a stream. Nothing that was promised hangs on
+them: after a restart a job's frames come anew, or it has failed."""
 
 MAX_UNFLUSHED_BYTES = 64 << 20
 """Frames that wait for the disk; beyond, `append_frames` waits."""
@@ -33,6 +37,7 @@ class SqliteOptions:
 
     readers: int = READERS
     flush_interval_s: float = FLUSH_INTERVAL_S
+    frames_interval_s: float = FRAMES_INTERVAL_S
     max_unflushed_bytes: int = MAX_UNFLUSHED_BYTES
     max_queued_bytes: int = MAX_QUEUED_BYTES
     close_timeout_s: float = CLOSE_TIMEOUT_S

@@ -16,8 +16,7 @@ import trio
 from events.errors import LogUnavailableError
 from events.log.base import FrameCursor
 from events.log.sqlite import SqliteLog, open_sqlite_log
-from events.log.sqlite_file import SqliteOptions
-from tests.unit.sqlite_files import accepted, completed, rows, start, until
+from tests.unit.sqlite_files import accepted, completed, flushes_every, rows, start, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +89,7 @@ async def test_a_disk_that_refuses_writes_is_told_to_each_caller_and_recovered_f
 async def test_frames_beyond_memory_are_refused_while_the_disk_is_full_and_taken_afterwards(
     path: Path,
 ) -> None:
-    options = SqliteOptions(max_unflushed_bytes=100_000, flush_interval_s=3600.0)
+    options = flushes_every(3600.0, max_unflushed_bytes=100_000)
     async with open_sqlite_log(path, options=options) as log:
         seq = await start(log, "j")
         with full_disk(log):
@@ -106,7 +105,7 @@ async def test_frames_that_could_not_be_flushed_are_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.log.sqlite_commit.RETRY_S", 0.001)
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         seq = await start(log, "j")
         with full_disk(log):
             await log.append_frames("j", 1, [b"x" * 90_000], seq, 2.0)
@@ -116,7 +115,7 @@ async def test_frames_that_could_not_be_flushed_are_tried_again(
 
 
 async def test_frames_lost_because_the_disk_stayed_full_are_told_when_closing(path: Path) -> None:
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=3600.0)) as log:
+    async with open_sqlite_log(path, options=flushes_every(3600.0)) as log:
         seq = await start(log, "j")
         await log.append_frames("j", 1, [b"x" * 90_000], seq, 2.0)
         log._commit._writer._connection.execute("PRAGMA max_page_count = 1")

@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from events.log.sqlite import SqliteLog
+from events.log.sqlite_file import SqliteOptions
 from events.types import AttemptStarted, JobAccepted, JobCompleted, Mode
 
 STARTED = AttemptStarted(at=2.0, attempt=1, provider="p", upstream_model="u")
@@ -30,6 +31,11 @@ def accepted(*, key: str | None = None, body: bytes = b"{}", detached: bool = Tr
 
 def completed(message: bytes = b'{"id":"msg"}') -> JobCompleted:
     return JobCompleted(at=3.0, attempt=1, message=message, usage={"output_tokens": 1})
+
+
+def flushes_every(seconds: float, **others: Any) -> SqliteOptions:
+    """What waits for the disk, of either kind, goes there so often."""
+    return SqliteOptions(flush_interval_s=seconds, frames_interval_s=seconds, **others)
 
 
 async def start(log: SqliteLog, job_id: str) -> int:

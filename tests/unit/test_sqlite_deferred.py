@@ -13,10 +13,10 @@ from events.projections import project
 from events.state import JobState
 from events.types import JobDetached, JobExpired
 from tests.faults.test_sqlite_faults import full_disk
-from tests.unit.sqlite_files import STARTED, accepted, completed, rows, settle, stalled, until
+from tests.unit.sqlite_files import STARTED, accepted, completed, flushes_every, rows, settle, stalled, until
 
 # Nothing is flushed but on purpose: no test waits for a clock.
-NO_FLUSH = SqliteOptions(flush_interval_s=3600.0)
+NO_FLUSH = flushes_every(3600.0)
 ANYTHING = JobFilter()
 
 
@@ -59,7 +59,7 @@ async def test_nobody_waits_for_the_disk(path: Path) -> None:
 
 
 async def test_one_transaction_takes_all_that_waited(path: Path) -> None:
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         with stalled(path):
             await run_attached(log, "first")
             await settle()
@@ -69,6 +69,30 @@ async def test_one_transaction_takes_all_that_waited(path: Path) -> None:
         assert log.statistics.commits <= 3
         assert rows(path, "SELECT count(*), sum(state = 'completed') FROM jobs") == [(51, 51)]
         assert (await log.snapshot("job-7")).last_seq == 4
+
+
+async def test_frames_wait_longer_than_what_tells_of_a_job(path: Path) -> None:
+    options = SqliteOptions(flush_interval_s=0.001, frames_interval_s=3600.0)
+    async with open_sqlite_log(path, options=options) as log:
+        await log.append("j", [accepted(detached=False), STARTED], 0, deferred=True)
+        await until(lambda: log.statistics.waiting_bytes == 0)
+        await log.append_frames("j", 1, [b"a"], 2, 2.5)
+        await run_attached(log, "other")
+        await until(lambda: log.statistics.commits == 2)
+        assert rows(path, "SELECT job_id, last_seq FROM jobs ORDER BY id") == [("j", 2), ("other", 4)]
+        # Those of a job that has something to tell go along.
+        await log.append("j", [completed(b"")], 3, deferred=True)
+        await until(lambda: log.statistics.waiting_bytes == 0)
+        assert rows(path, "SELECT last_seq, frames FROM jobs WHERE job_id = 'j'") == [(4, 1)]
+
+
+async def test_frames_alone_reach_the_disk_too(path: Path) -> None:
+    options = SqliteOptions(flush_interval_s=3600.0, frames_interval_s=0.001)
+    async with open_sqlite_log(path, options=options) as log:
+        seq = await log.append("j", [accepted(), STARTED], 0)
+        await log.append_frames("j", 1, [b"a"], seq, 2.5)
+        await until(lambda: log.statistics.waiting_bytes == 0)
+        assert rows(path, "SELECT frames FROM jobs") == [(1,)]
 
 
 async def test_what_is_redacted_before_it_is_flushed_never_reaches_the_disk(path: Path) -> None:
@@ -83,7 +107,7 @@ async def test_what_is_redacted_before_it_is_flushed_never_reaches_the_disk(path
 
 
 async def test_what_was_flushed_meanwhile_is_redacted_on_disk(path: Path) -> None:
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         await log.append("j", [accepted(detached=False, body=b"secret"), STARTED], 0, deferred=True)
         await until(lambda: log.statistics.commits > 0)
         assert rows(path, "SELECT content FROM events WHERE content IS NOT NULL") == [(b"secret",)]
@@ -115,7 +139,7 @@ async def test_a_job_that_is_detached_is_on_disk_with_all_that_came_before(path:
 
 
 async def test_a_job_that_was_flushed_while_its_next_append_waited_is_no_new_one(path: Path) -> None:
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         async with trio.open_nursery() as nursery:
             with stalled(path):
                 await log.append("j", [accepted(detached=False), STARTED], 0, deferred=True)
@@ -159,7 +183,7 @@ async def test_a_disk_that_refuses_is_told_to_whoever_comes_next(
 ) -> None:
     monkeypatch.setattr("events.log.sqlite_commit.RETRY_S", 0.001)
     big = b"x" * 100_000
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         await log.append("earlier", [accepted()], 0)
         with full_disk(log):
             await log.append("first", [accepted(detached=False, body=big)], 0, deferred=True)
@@ -175,9 +199,7 @@ async def test_a_disk_that_refuses_is_told_to_whoever_comes_next(
 
 
 async def test_what_waits_is_bounded(path: Path) -> None:
-    async with open_sqlite_log(
-        path, options=SqliteOptions(max_unflushed_bytes=50_000, flush_interval_s=3600.0)
-    ) as log:
+    async with open_sqlite_log(path, options=flushes_every(3600.0, max_unflushed_bytes=50_000)) as log:
         for number in range(100):
             body = b"x" * 5_000
             await log.append(f"job-{number}", [accepted(detached=False, body=body)], 0, deferred=True)

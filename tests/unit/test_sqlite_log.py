@@ -20,10 +20,20 @@ from events.log.sqlite_schema import FileLock
 from events.log.sqlite_writer import Batch, JobWrite, write_batch
 from events.projections import project
 from events.types import Failure, FramesReceived, JobExpired, JobFailed
-from tests.unit.sqlite_files import STARTED, accepted, completed, rows, settle, stalled, start, until
+from tests.unit.sqlite_files import (
+    STARTED,
+    accepted,
+    completed,
+    flushes_every,
+    rows,
+    settle,
+    stalled,
+    start,
+    until,
+)
 
 # Frames go to disk with their job's next append only: no test waits for a clock.
-NO_FLUSH = SqliteOptions(flush_interval_s=3600.0)
+NO_FLUSH = flushes_every(3600.0)
 FAILURE = Failure(500, "api_error", "no luck")
 
 
@@ -183,7 +193,7 @@ async def test_frames_are_read_at_once_and_written_with_the_next_append_in_one_r
 
 
 async def test_frames_go_to_disk_by_themselves_after_the_interval(path: Path) -> None:
-    async with open_sqlite_log(path, options=SqliteOptions(flush_interval_s=0.001)) as log:
+    async with open_sqlite_log(path, options=flushes_every(0.001)) as log:
         seq = await start(log, "j")
         for round_number in (1, 2):
             seq = await log.append_frames("j", 1, [b"x"], seq, 2.0)
@@ -200,7 +210,7 @@ async def test_a_full_row_is_flushed_without_waiting_for_the_interval(path: Path
 
 
 async def test_frames_beyond_the_bound_wait_for_the_disk(path: Path) -> None:
-    options = SqliteOptions(flush_interval_s=3600.0, max_unflushed_bytes=2000)
+    options = flushes_every(3600.0, max_unflushed_bytes=2000)
     seqs: list[int] = []
 
     async def stream(log: SqliteLog, seq: int) -> None:
@@ -221,7 +231,7 @@ async def test_frames_beyond_the_bound_wait_for_the_disk(path: Path) -> None:
 
 
 async def test_frames_that_arrive_during_their_jobs_flush_stay_in_order(path: Path) -> None:
-    options = SqliteOptions(flush_interval_s=0.0)
+    options = flushes_every(0.0)
     async with open_sqlite_log(path, options=options) as log:
         seq = await start(log, "j")
         with stalled(path):
