@@ -30,6 +30,7 @@ from actors.router import Route, Router, RouteTarget
 from actors.submission import SupervisorLimits
 from actors.supervisor import Supervisor
 from actors.targets import Targets
+from actors.timers import Timers
 from actors.webhooks.webhooks import Webhooks
 from events.log.base import EventLog
 from events.log.memory import MemoryLog
@@ -95,16 +96,24 @@ async def open_gateway(
         send_timeout_s=settings.server.send_timeout_s,
     )
     urls = tuple(_url_of(sock.getsockname()) for sock in sockets)
+    timers = Timers()
     with ExitStack() as listening:
         for sock in sockets:
             listening.enter_context(closing(sock))
         async with (
             _event_log(settings) as log,
-            _providers(settings, providers, logger, random) as named,
+            _providers(settings, providers, timers, logger, random) as named,
             trio.open_nursery() as actors,
         ):
+            actors.start_soon(timers.run)
             dependencies = _assemble(
-                settings, log=log, providers=named, actors=actors, logger=logger, random=random
+                settings,
+                log=log,
+                providers=named,
+                actors=actors,
+                timers=timers,
+                logger=logger,
+                random=random,
             )
             app = create_app(dependencies)
             config = _hypercorn_config(settings, logger)
@@ -155,13 +164,14 @@ async def _event_log(settings: Settings) -> AsyncIterator[EventLog]:
 async def _providers(
     settings: Settings,
     given: Mapping[str, Provider] | None,
+    timers: Timers,
     logger: structlog.typing.FilteringBoundLogger,
     random: Random,
 ) -> AsyncIterator[Mapping[str, Provider]]:
     if given is not None:
         yield given
         return
-    async with open_providers(settings.providers, log=logger, random=random) as configured:
+    async with open_providers(settings.providers, timers=timers, log=logger, random=random) as configured:
         yield configured
 
 
@@ -171,6 +181,7 @@ def _assemble(
     log: EventLog,
     providers: Mapping[str, Provider],
     actors: trio.Nursery,
+    timers: Timers,
     logger: structlog.typing.FilteringBoundLogger,
     random: Random,
 ) -> Dependencies:
@@ -185,8 +196,6 @@ def _assemble(
     if log.durable:
         purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
         actors.start_soon(purge)
-    heartbeat = Heartbeat(settings.jobs.heartbeat_s)
-    actors.start_soon(heartbeat.run)
     webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
     limits = _supervisor_limits(settings, durable=log.durable)
     supervisor = Supervisor(
@@ -224,7 +233,7 @@ def _assemble(
         authenticator=Authenticator.of(settings),
         metrics=metrics,
         clock=clock,
-        heartbeat=heartbeat,
+        heartbeat=Heartbeat(timers, settings.jobs.heartbeat_s),
         started_at=clock.now(),
         logger=logger,
     )

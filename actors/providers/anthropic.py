@@ -35,6 +35,7 @@ from actors.providers.sse_decoder import SSEDecoder, encode_frame
 from actors.providers.transport import StreamResponse, make_transport
 from actors.providers.upstream_errors import Scrubber, error_in_success, shown_headers, status_error
 from actors.providers.version import user_agent
+from actors.timers import Timers
 from events.types import Headers
 
 MESSAGES_PATH = "/v1/messages"
@@ -57,17 +58,21 @@ class AnthropicProvider:
         self,
         options: AnthropicOptions,
         *,
+        timers: Timers,
         trust_env: bool = True,
         secrets: Iterable[str] = (),
         random: Random | None = None,
     ) -> None:
-        """``secrets``: what no error may show beside keys and the address. ``random`` draws the keys."""
+        """``timers`` keep its time bounds; ``random`` draws the keys.
+
+        ``secrets``: what no error may show beside keys and the address.
+        """
         keys = keys_of(options)
         base_url = str(options.base_url)
         self.name = options.name
         self.keys = KeyRing(keys, cooldown_s=options.key_cooldown_s, random=random)
         self._options = options
-        self._transport = make_transport(options, base_url, trust_env=trust_env)
+        self._transport = make_transport(options, base_url, timers=timers, trust_env=trust_env)
         self._scrub = Scrubber(base_url, (*(key.secret for key in keys), *secrets))
         agent = ("user-agent", user_agent())
         self._headers: dict[str, Headers] = {"": (agent,)}

@@ -6,12 +6,14 @@ caller is done here: the sizes of heads and trailers, and answers that end with 
 """
 
 import os
+from math import inf
 
 import httptools
 import trio
 
 from actors.errors import UpstreamConnectionError, UpstreamProtocolError
 from actors.providers.transport import MAX_HEAD_BYTES
+from actors.timers import Timers
 
 READ_BYTES = 64 * 1024
 """Asked of the socket at once."""
@@ -27,6 +29,8 @@ class Link:
     __slots__ = (
         "_between",
         "_parser",
+        "_timed_out",
+        "_timer",
         "complete",
         "fields",
         "has_head",
@@ -40,9 +44,11 @@ class Link:
         "used",
     )
 
-    def __init__(self, stream: Stream, socket: trio.socket.SocketType) -> None:
+    def __init__(self, stream: Stream, socket: trio.socket.SocketType, timers: Timers) -> None:
         self.stream = stream
         self.socket = socket
+        self._timer = timers.timer(self._time_out)
+        self._timed_out = False
         self.used = False
         self.idle_since = 0.0
         self.pieces: list[bytes] = []
@@ -65,6 +71,23 @@ class Link:
         self.fields = []
         self.pieces.clear()
         self.has_head = self.complete = self.reusable = False
+
+    async def read_until(self, deadline: float) -> bytes | bytearray:
+        """As :meth:`read`. Raises trio.TooSlowError at that moment of trio's clock, the link closed."""
+        self._timer.set(deadline)
+        try:
+            return await self.read()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._timed_out:
+                raise trio.TooSlowError from None
+            raise
+        finally:
+            self._timer.at = inf
+
+    def _time_out(self) -> None:
+        # It ends the read, and nothing else would be done with the link after that.
+        self._timed_out = True
+        self.close()
 
     async def read(self) -> bytes | bytearray:
         """What has come, or comes next; empty at the connection's end.
@@ -161,6 +184,7 @@ class Link:
 
     def close(self) -> None:
         """At once, without a TLS farewell. Synchronous: it must not be lost to a cancellation."""
+        self._timer.stop()
         self.socket.close()
 
 

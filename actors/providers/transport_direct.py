@@ -26,6 +26,7 @@ from actors.providers.transport import (
     timeout_error,
     too_large,
 )
+from actors.timers import Timers
 from events.types import Headers
 
 TAIL_S = 0.05
@@ -90,14 +91,12 @@ class _Answer:
 
     async def _read_more(self) -> None:
         deadline = min(trio.current_time() + self._limits.idle_timeout_s, self._total_at)
-        data: bytes | bytearray | None = None
         try:
-            with trio.move_on_at(deadline):
-                data = await self._link.read()
+            data = await self._link.read_until(deadline)
+        except trio.TooSlowError:
+            raise timeout_error("total" if deadline == self._total_at else "idle", self._limits) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise broken_off() from error
-        if data is None:
-            raise timeout_error("total" if deadline == self._total_at else "idle", self._limits)
         self._link.feed(data)
 
     async def finish(self) -> None:
@@ -114,8 +113,12 @@ class _Answer:
 class DirectTransport:
     """:class:`~actors.providers.transport.Transport` over connections of our own."""
 
-    def __init__(self, limits: UpstreamLimits, base_url: str, *, trust_env: bool = True) -> None:
+    def __init__(
+        self, limits: UpstreamLimits, base_url: str, *, timers: Timers, trust_env: bool = True
+    ) -> None:
+        """``timers`` keep the time of reads."""
         url = urlsplit(base_url)
+        self._timers = timers
         self._limits = limits
         self._host = url.hostname or ""
         self._port = url.port or (443 if url.scheme == "https" else 80)
@@ -219,21 +222,20 @@ class DirectTransport:
 
     async def _await_head(self, link: Link, total_at: float) -> None:
         deadline = min(trio.current_time() + self._limits.first_byte_timeout_s, total_at)
-        with trio.move_on_at(deadline):
-            try:
-                while not link.has_head:
-                    link.feed(await link.read())
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise UpstreamConnectionError(
-                    "the upstream closed the connection without an answer"
-                ) from error
-            return
-        raise timeout_error("total" if deadline == total_at else "first byte", self._limits)
+        try:
+            while not link.has_head:
+                link.feed(await link.read_until(deadline))
+        except trio.TooSlowError:
+            raise timeout_error("total" if deadline == total_at else "first byte", self._limits) from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise UpstreamConnectionError("the upstream closed the connection without an answer") from error
 
     # -- the pool --------------------------------------------------------------------------------
 
     async def _take(self, total_at: float, *, fresh: bool) -> Link:
         """An idle link that looks alive, or a new one. Belongs to the caller until given back."""
+        if not fresh and (link := self._take_at_once()) is not None:
+            return link
         deadline = min(trio.current_time() + self._limits.connect_timeout_s, total_at)
         with trio.move_on_at(deadline):
             # It counts calls, not links: an idle link must not keep a call waiting that could have it.
@@ -244,6 +246,15 @@ class DirectTransport:
                 self._room.release()
                 raise
         raise timeout_error("total" if deadline == total_at else "connect", self._limits)
+
+    def _take_at_once(self) -> Link | None:
+        """The same, where there is room and an idle link: most calls need no deadline for that."""
+        if not self._idle or not self._room.value:
+            return None
+        link = self._kept(fresh=False)
+        if link is not None:
+            self._room.acquire_nowait()
+        return link
 
     def _kept(self, *, fresh: bool) -> Link | None:
         """The idle link used last, if it looks alive. Links are opened only when none is idle."""
@@ -263,7 +274,7 @@ class DirectTransport:
             stream = await trio.open_tcp_stream(self._host, self._port)
         except OSError as error:
             raise UpstreamConnectionError("no connection to the upstream") from error
-        link = Link(stream, stream.socket)
+        link = Link(stream, stream.socket, self._timers)
         try:
             stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)
             if self._tls is not None:

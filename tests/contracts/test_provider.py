@@ -19,6 +19,7 @@ from actors.providers.echo import EchoProvider
 from actors.providers.openai.provider import OpenaiProvider
 from actors.providers.options import AnthropicOptions, EchoOptions, OpenaiOptions, ProviderOptions
 from actors.providers.registry import open_providers
+from actors.timers import Timers
 from events.message import MessageFold
 from tests import fake_openai
 from tests.fake_upstream import (
@@ -166,8 +167,8 @@ class TestAnthropic(ProviderContract):
             yield upstream
 
     @pytest.fixture
-    async def provider(self, upstream: FakeUpstream) -> AsyncIterator[Provider]:
-        provider = AnthropicProvider(options_for(upstream), trust_env=False)
+    async def provider(self, upstream: FakeUpstream, timers: Timers) -> AsyncIterator[Provider]:
+        provider = AnthropicProvider(options_for(upstream), timers=timers, trust_env=False)
         yield provider
         await provider.aclose()
 
@@ -189,14 +190,14 @@ class TestAnthropic(ProviderContract):
             "/v1/messages/count_tokens",
         ]
 
-    async def test_headers(self, upstream: FakeUpstream) -> None:
+    async def test_headers(self, upstream: FakeUpstream, timers: Timers) -> None:
         given = (("anthropic-beta", "a,b"), ("Anthropic-Beta", "c"), ("x-api-key", "mine"), ("cookie", "d"))
         request = ProviderCall(body=call().body, fields=call().fields, model=MODEL, headers=given)
         for auth, name, value in (
             ("x-api-key", "x-api-key", "sk-1"),
             ("bearer", "authorization", "Bearer sk-1"),
         ):
-            provider = AnthropicProvider(options_for(upstream, auth=auth), trust_env=False)
+            provider = AnthropicProvider(options_for(upstream, auth=auth), timers=timers, trust_env=False)
             await provider.complete(request)
             await provider.aclose()
             sent = upstream.requests[-1].headers
@@ -234,13 +235,13 @@ class TestAnthropic(ProviderContract):
         assert upstream.connections == 0
 
     async def test_proxies_come_from_the_environment(
-        self, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+        self, upstream: FakeUpstream, timers: Timers, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HTTP_PROXY", upstream.url)
         monkeypatch.setenv("NO_PROXY", "")
         for trust, error in ((True, UpstreamStatusError), (False, UpstreamConnectionError)):
             options = options_for(upstream, base_url="http://upstream.invalid")
-            provider = AnthropicProvider(options, trust_env=trust)
+            provider = AnthropicProvider(options, timers=timers, trust_env=trust)
             # The fake, used as a proxy, sees the whole URL, which it does not know.
             with pytest.raises(error):
                 await provider.complete(call())
@@ -262,8 +263,8 @@ class TestOpenai(ProviderContract):
             yield upstream
 
     @pytest.fixture
-    async def provider(self, upstream: FakeUpstream) -> AsyncIterator[Provider]:
-        provider = OpenaiProvider(openai_options(upstream), trust_env=False)
+    async def provider(self, upstream: FakeUpstream, timers: Timers) -> AsyncIterator[Provider]:
+        provider = OpenaiProvider(openai_options(upstream), timers=timers, trust_env=False)
         yield provider
         await provider.aclose()
 
@@ -278,11 +279,13 @@ class TestOpenai(ProviderContract):
         ("auth", "name", "value"), [("auto", "authorization", "Bearer sk-1"), ("api-key", "api-key", "sk-1")]
     )
     async def test_headers_and_the_query_of_the_base_url(
-        self, upstream: FakeUpstream, auth: str, name: str, value: str
+        self, upstream: FakeUpstream, timers: Timers, auth: str, name: str, value: str
     ) -> None:
         # Azure: https://learn.microsoft.com/azure/ai-services/openai/reference
         base_url = f"{upstream.url}/v1/?api-version=2024-10-21"
-        provider = OpenaiProvider(openai_options(upstream, base_url=base_url, auth=auth), trust_env=False)
+        provider = OpenaiProvider(
+            openai_options(upstream, base_url=base_url, auth=auth), timers=timers, trust_env=False
+        )
         given = (("anthropic-beta", "a"), ("x-api-key", "mine"))
         request = ProviderCall(body=call().body, fields=call().fields, model=MODEL, headers=given)
         await provider.complete(request)
@@ -376,7 +379,7 @@ async def test_open_providers_builds_all_and_closes_them() -> None:
         log = Lines()
         openai = openai_options(upstream, name="o")
         options: list[ProviderOptions] = [options_for(upstream), EchoOptions(name="e"), openai]
-        async with open_providers(options, log=log) as providers:
+        async with open_providers(options, timers=Timers(), log=log) as providers:
             kinds = {name: p.kind for name, p in providers.items()}
             assert kinds == {"p": "anthropic", "e": "echo", "o": "openai"}
             await providers["p"].complete(call())
@@ -392,5 +395,5 @@ async def test_open_providers_builds_all_and_closes_them() -> None:
 
 async def test_open_providers_refuses_a_name_twice() -> None:
     with pytest.raises(ValueError, match="'e'"):
-        async with open_providers([EchoOptions(name="e"), EchoOptions(name="e")]):
+        async with open_providers([EchoOptions(name="e"), EchoOptions(name="e")], timers=Timers()):
             pass

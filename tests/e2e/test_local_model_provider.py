@@ -15,6 +15,7 @@ from actors.providers.local import Engine, LocalProvider, default_weights, local
 from actors.providers.openai.provider import OpenaiProvider
 from actors.providers.options import LocalOptions, OpenaiOptions
 from actors.providers.registry import open_providers
+from actors.timers import Timers
 from tests.contracts.test_provider import ProviderContract, call, fold, frames_of
 
 REASON = local_available()
@@ -53,8 +54,8 @@ class TestLocal(ProviderContract):
     deterministic = False
 
     @pytest.fixture
-    async def provider(self) -> AsyncIterator[Provider]:
-        provider = LocalProvider(options())
+    async def provider(self, timers: Timers) -> AsyncIterator[Provider]:
+        provider = LocalProvider(options(), timers=timers)
         yield provider
         await provider.aclose()
 
@@ -91,14 +92,14 @@ class TestLocal(ProviderContract):
         with trio.fail_after(20):
             assert fold(await frames_of(provider, call())).finished
 
-    async def test_both_kinds_of_provider_give_one_message(self, provider: Provider) -> None:
+    async def test_both_kinds_of_provider_give_one_message(self, provider: Provider, timers: Timers) -> None:
         assert isinstance(provider, LocalProvider)
         await provider.start()
         engine = provider._engine
         assert engine is not None
         given = {"name": "p", "base_url": f"{engine.base_url}/v1", "api_key": engine.key}
         openai = OpenaiProvider(
-            OpenaiOptions.model_validate({**given, "max_idle_connections": 0}), trust_env=False
+            OpenaiOptions.model_validate({**given, "max_idle_connections": 0}), timers=timers, trust_env=False
         )
         for fields in CONVERSATIONS:
             asked = {"model": "local", "max_tokens": 12, "temperature": 0, **fields}
@@ -131,7 +132,7 @@ class TestLocal(ProviderContract):
 @needs_model
 async def test_an_eager_one_is_loaded_before_it_is_needed() -> None:
     before = threading.active_count()
-    async with open_providers([options(start="eager")]) as providers:
+    async with open_providers([options(start="eager")], timers=Timers()) as providers:
         provider = providers["p"]
         assert isinstance(provider, LocalProvider)
         assert provider._inner is not None
@@ -145,7 +146,7 @@ async def test_an_eager_one_is_loaded_before_it_is_needed() -> None:
 async def test_a_file_that_is_no_model_is_an_error_and_may_be_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 1000)
-    provider = LocalProvider(options(model_path=path))
+    provider = LocalProvider(options(model_path=path), timers=Timers())
     for _ in range(2):
         with pytest.raises(ProviderError, match="could not be loaded") as caught:
             await provider.complete(call())
@@ -173,7 +174,7 @@ class Loads:
 async def test_calls_at_once_load_once() -> None:
     load = Loads(Engine(object(), "http://127.0.0.1:9", "k"))
     load.go.set()
-    provider = LocalProvider(options(), load=load)
+    provider = LocalProvider(options(), timers=Timers(), load=load)
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(provider.start)
@@ -183,7 +184,7 @@ async def test_calls_at_once_load_once() -> None:
 
 async def test_a_cancelled_start_is_not_lost() -> None:
     load = Loads(Engine(object(), "http://127.0.0.1:9", "k"))
-    provider = LocalProvider(options(), load=load)
+    provider = LocalProvider(options(), timers=Timers(), load=load)
     with trio.fail_after(0.5), trio.move_on_after(0.05) as scope:
         await provider.start()
     assert scope.cancelled_caught
@@ -196,7 +197,7 @@ async def test_a_cancelled_start_is_not_lost() -> None:
 async def test_a_failed_start_is_tried_again() -> None:
     load = Loads(RuntimeError("/secret/path"), Engine(object(), "http://127.0.0.1:9", "k"))
     load.go.set()
-    provider = LocalProvider(options(), load=load)
+    provider = LocalProvider(options(), timers=Timers(), load=load)
     with pytest.raises(ProviderError) as caught:
         await provider.start()
     assert "/secret/path" not in caught.value.message
@@ -206,7 +207,7 @@ async def test_a_failed_start_is_tried_again() -> None:
 
 async def test_a_stopped_one_does_not_start() -> None:
     load = Loads()
-    provider = LocalProvider(options(), load=load)
+    provider = LocalProvider(options(), timers=Timers(), load=load)
     await provider.aclose()
     with pytest.raises(ProviderError, match="stopped"):
         await provider.start()

@@ -20,6 +20,7 @@ from actors.errors import (
 from actors.providers.base import ForwardCall, Frame
 from actors.providers.openai.provider import TAIL_TIMEOUT_S, OpenaiProvider
 from actors.providers.options import OpenaiOptions
+from actors.timers import open_timers
 from tests.fake_openai import DONE, chunk, completion, event
 from tests.fake_upstream import LAST_CHUNK, STREAM_HEAD, Exchange, FakeUpstream, Script, answer, open_upstream
 from tests.faults.upstream import CALL, HEAD_OF_BODY, KEY, sends, shows_nothing, stalls_after
@@ -39,9 +40,9 @@ def clock() -> MockClock:
 @asynccontextmanager
 async def provider_for(script: Script, **options: Any) -> AsyncIterator[tuple[OpenaiProvider, FakeUpstream]]:
     """A provider and the upstream it calls. On leaving, no connection but idle ones may be open."""
-    async with open_upstream(script) as upstream:
+    async with open_upstream(script) as upstream, open_timers() as timers:
         given = {"name": "p", "base_url": f"{upstream.url}/v1", "api_key": KEY, **options}
-        provider = OpenaiProvider(OpenaiOptions.model_validate(given), trust_env=False)
+        provider = OpenaiProvider(OpenaiOptions.model_validate(given), timers=timers, trust_env=False)
         try:
             yield provider, upstream
         finally:

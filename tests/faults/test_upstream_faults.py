@@ -17,6 +17,7 @@ from actors.errors import (
 )
 from actors.providers.anthropic import AnthropicProvider
 from actors.providers.base import ProviderCall
+from actors.timers import Timers, open_timers
 from tests.fake_upstream import (
     LAST_CHUNK,
     STREAM_HEAD,
@@ -69,7 +70,7 @@ async def test_hangs_up_before_the_status(ask: Ask) -> None:
 async def test_nobody_listens(ask: Ask) -> None:
     async with provider_for(never) as (provider, upstream):
         pass
-    provider = AnthropicProvider(options_for(upstream.url), trust_env=False)
+    provider = AnthropicProvider(options_for(upstream.url), timers=Timers(), trust_env=False)
     with pytest.raises(UpstreamConnectionError) as caught:
         await ask(provider)
     shows_nothing(caught.value, upstream)
@@ -133,11 +134,12 @@ async def test_an_upstream_that_does_not_read(clock: MockClock) -> None:
         raise AssertionError("the body never arrives whole")
 
     big = orjson.dumps(FIELDS | {"pad": "x" * 50_000_000})
-    async with trio.open_nursery() as nursery:
+    async with open_timers() as timers, trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listeners[0].socket.getsockname()[1]
         provider = AnthropicProvider(
             options_for(f"http://127.0.0.1:{port}", idle_timeout_s=9),
+            timers=timers,
             trust_env=False,
         )
         nursery.start_soon(trio.serve_listeners, _ignore, listeners)

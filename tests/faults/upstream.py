@@ -15,6 +15,7 @@ from actors.errors import (
 from actors.providers.anthropic import AnthropicProvider
 from actors.providers.base import Frame, ProviderCall
 from actors.providers.options import AnthropicOptions
+from actors.timers import open_timers
 from tests.fake_upstream import (
     STREAM_HEAD,
     Exchange,
@@ -40,8 +41,10 @@ async def provider_for(
 ) -> AsyncIterator[tuple[AnthropicProvider, FakeUpstream]]:
     """A provider and the upstream it calls. On leaving, no connection but idle ones may be open."""
     greets = options.pop("greets", True)
-    async with open_upstream(script, greets=greets) as upstream:
-        provider = AnthropicProvider(options_for(upstream.url, api_key=KEY, **options), trust_env=False)
+    async with open_upstream(script, greets=greets) as upstream, open_timers() as timers:
+        provider = AnthropicProvider(
+            options_for(upstream.url, api_key=KEY, **options), timers=timers, trust_env=False
+        )
         try:
             yield provider, upstream
         finally:

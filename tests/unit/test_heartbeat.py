@@ -1,9 +1,10 @@
-"""The one task that tells streams that they have been silent."""
+"""Streams are told that they have been silent."""
 
 import pytest
 import trio
 import trio.testing
 
+from actors.timers import Timers
 from service.heartbeat import Beat, Heartbeat
 
 
@@ -17,10 +18,9 @@ class Stream:
 
 
 async def test_a_silent_stream_is_nudged_each_interval(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, timers: Timers
 ) -> None:
-    heartbeat = Heartbeat(15)
-    nursery.start_soon(heartbeat.run)
+    heartbeat = Heartbeat(timers, 15)
     await trio.sleep(100)
     stream = Stream(heartbeat)
     await trio.sleep(50)
@@ -28,10 +28,9 @@ async def test_a_silent_stream_is_nudged_each_interval(
 
 
 async def test_what_was_sent_puts_the_nudge_off_by_a_whole_interval(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, timers: Timers
 ) -> None:
-    heartbeat = Heartbeat(15)
-    nursery.start_soon(heartbeat.run)
+    heartbeat = Heartbeat(timers, 15)
     busy, idle = Stream(heartbeat), Stream(heartbeat)
     for _ in range(5):
         await trio.sleep(4)
@@ -41,9 +40,8 @@ async def test_what_was_sent_puts_the_nudge_off_by_a_whole_interval(
     assert idle.nudged_at == pytest.approx([15, 30])
 
 
-async def test_no_nudge_after_the_stop(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
-    heartbeat = Heartbeat(15)
-    nursery.start_soon(heartbeat.run)
+async def test_no_nudge_after_the_stop(autojump_clock: trio.testing.MockClock, timers: Timers) -> None:
+    heartbeat = Heartbeat(timers, 15)
     stopped, other = Stream(heartbeat), Stream(heartbeat)
     stopped.beat.stop()
     stopped.beat.stop()
@@ -53,16 +51,15 @@ async def test_no_nudge_after_the_stop(autojump_clock: trio.testing.MockClock, n
 
 
 async def test_streams_that_come_and_go_leave_no_timers(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, timers: Timers
 ) -> None:
-    heartbeat = Heartbeat(15)
-    nursery.start_soon(heartbeat.run)
+    heartbeat = Heartbeat(timers, 15)
     kept = [Stream(heartbeat) for _ in range(10)]
     most = 0
     for _ in range(10_000):
         Stream(heartbeat).beat.stop()
-        most = max(most, heartbeat.timers)
-    assert most <= 2 * len(kept) + heartbeat.SLACK + 1
+        most = max(most, len(timers))
+    assert most <= 2 * len(kept) + timers.SLACK + 1
     await trio.sleep(16)
-    assert heartbeat.timers == len(kept)
+    assert len(timers) == len(kept)
     assert all(len(stream.nudged_at) == 1 for stream in kept)

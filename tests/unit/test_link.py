@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from actors.errors import UpstreamConnectionError, UpstreamProtocolError
 from actors.providers.link import Link
 from actors.providers.transport import MAX_HEAD_BYTES
+from actors.timers import Timers
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SIZED = b"HTTP/1.1 200 OK\r\nX-Y:  z \r\nContent-Length: 5\r\n\r\nhello"
@@ -17,7 +18,7 @@ INTERIM = b"HTTP/1.1 100 Continue\r\nx: y\r\n\r\n"
 
 
 def a_link() -> Link:
-    link = Link(cast(Any, None), cast(Any, None))
+    link = Link(cast(Any, None), cast(Any, None), Timers())
     link.begin()
     return link
 

@@ -19,6 +19,7 @@ from actors.providers.openai.provider import OpenaiProvider
 from actors.providers.openai.request import translate_request
 from actors.providers.openai.tokens import IMAGE_BASE_TOKENS, IMAGE_TILE_TOKENS, estimate_tokens
 from actors.providers.options import OpenaiOptions
+from actors.timers import open_timers
 from tests.fake_upstream import Exchange, FakeUpstream, answer, open_upstream
 
 HI = {"role": "user", "content": "Hello there"}
@@ -122,9 +123,9 @@ async def counting(answers: Answers, **options: Any) -> AsyncIterator[tuple[Open
         status, body = answers(exchange.request.path, orjson.loads(exchange.request.body))
         await exchange.send(answer(status, orjson.dumps(body)))
 
-    async with open_upstream(script) as upstream:
+    async with open_upstream(script) as upstream, open_timers() as timers:
         given = {"name": "p", "base_url": f"{upstream.url}/v1", **options}
-        provider = OpenaiProvider(OpenaiOptions.model_validate(given), trust_env=False)
+        provider = OpenaiProvider(OpenaiOptions.model_validate(given), timers=timers, trust_env=False)
         yield provider, upstream
         await provider.aclose()
 
@@ -210,9 +211,11 @@ async def test_a_counter_that_is_silent(clock: MockClock) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.stall()
 
-    async with open_upstream(script) as upstream:
+    async with open_upstream(script) as upstream, open_timers() as timers:
         provider = OpenaiProvider(
-            OpenaiOptions.model_validate({"name": "p", "base_url": upstream.url}), trust_env=False
+            OpenaiOptions.model_validate({"name": "p", "base_url": upstream.url}),
+            timers=timers,
+            trust_env=False,
         )
         start = trio.current_time()
         assert (await provider.count_tokens(CALL)).estimated

@@ -35,6 +35,7 @@ from actors.providers.sse_decoder import SSEDecoder
 from actors.providers.transport import StreamResponse, make_transport
 from actors.providers.upstream_errors import Scrubber
 from actors.providers.version import user_agent
+from actors.timers import Timers
 from events.types import Headers
 
 CHAT_PATH = "/chat/completions"
@@ -54,9 +55,14 @@ class OpenaiProvider:
     kind = "openai"
 
     def __init__(
-        self, options: OpenaiOptions, *, trust_env: bool = True, random: Random | None = None
+        self,
+        options: OpenaiOptions,
+        *,
+        timers: Timers,
+        trust_env: bool = True,
+        random: Random | None = None,
     ) -> None:
-        """``random`` draws the keys."""
+        """``timers`` keep its time bounds. ``random`` draws the keys."""
         keys = keys_of(options)
         base_url, _, query = str(options.base_url).partition("?")
         base_url = base_url.rstrip("/")
@@ -67,7 +73,7 @@ class OpenaiProvider:
         self.name = options.name
         self.keys = KeyRing(keys, cooldown_s=options.key_cooldown_s, random=random)
         self._options = options
-        self._transport = make_transport(options, root, trust_env=trust_env)
+        self._transport = make_transport(options, root, timers=timers, trust_env=trust_env)
         self._scrub = Scrubber(base_url, [key.secret for key in keys])
         self._dialect_of = dialect_of(options)
         common: Headers = (("user-agent", user_agent()), ("content-type", "application/json"))
