@@ -253,7 +253,8 @@ class MemoryLog:
             self._redact(job_id, record)
 
     def _redact(self, job_id: str, record: _Record) -> None:
-        self._release(record)
+        if not self._release(record):
+            return
         record.runs.clear()
         record.events = [
             StoredEvent(job_id, stored.seq, without_content(stored.event)) for stored in record.events
@@ -270,8 +271,11 @@ class MemoryLog:
             self._spent.remove(job_id)
             self._bells.ring(job_id)
 
-    def _release(self, record: _Record) -> None:
-        self._held_bytes -= sum(content_bytes(stored.event) for stored in record.events)
+    def _release(self, record: _Record) -> int:
+        """Count the content of a job as gone; how much that is."""
+        size = sum(content_bytes(stored.event) for stored in record.events)
+        self._held_bytes -= size
+        return size
 
     async def aclose(self) -> None:
         """See the port."""

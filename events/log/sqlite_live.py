@@ -101,9 +101,12 @@ class LiveJob:
 
     def sending(self) -> list[Event]:
         """All that is pending, on its way to the disk."""
-        events = [stored.event for stored in self.pending]
-        self.content_stored = self.content_stored or any(map(content_bytes, events))
-        return events
+        self.content_stored = self.content_stored or self._has_content_pending
+        return [stored.event for stored in self.pending]
+
+    @property
+    def _has_content_pending(self) -> bool:
+        return self.pending_bytes > EVENT_OVERHEAD_BYTES * len(self.pending)
 
     def flushed(self, count: int) -> int:
         """The oldest ``count`` pending events are on disk; return what that frees."""
@@ -116,11 +119,13 @@ class LiveJob:
 
     def redacted(self) -> int:
         """Drop the content of what is pending, none of which is on its way; return what that frees."""
+        if not self._has_content_pending:
+            return 0
         before = self.pending_bytes
         self.pending = [
             StoredEvent(stored.job_id, stored.seq, without_content(stored.event)) for stored in self.pending
         ]
-        self.pending_bytes = sum(event_bytes(stored.event) for stored in self.pending)
+        self.pending_bytes = EVENT_OVERHEAD_BYTES * len(self.pending)
         if self._snapshot.message:
             self._snapshot = replace(self._snapshot, message=b"")
         return before - self.pending_bytes

@@ -1,7 +1,8 @@
 """Jobs and events as rows of the SQLite log, and back.
 
-An event is kept as its fact (:mod:`events.codec`, content taken out) and its content. The FramesReceived of
-one flush share a row: their content is all their frames joined, their fact a JSON object
+An event is kept as its fact (:mod:`events.codec`, content taken out) and its content. Consecutive events
+without content share a row, a fact a line. So do the FramesReceived of one flush: their content is all their
+frames joined, their fact a JSON object
 
     {"v": 1, "attempt": ATTEMPT, "first": FRAME, "runs": [[AT, [BYTES, ...]], ...]}
 
@@ -167,20 +168,34 @@ def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
     """The rows of consecutive events. Raises CodecError for what cannot be stored."""
     rows: list[EventRow] = []
     runs: list[FramesReceived] = []
+    facts: list[bytes] = []
     size = 0
     for seq, event in enumerate(events, first_seq):
         follows = isinstance(event, FramesReceived) and (not runs or _follows(runs[-1], event))
         if runs and (not follows or size >= ROW_BYTES):
             rows.append(_runs_row(seq - 1, runs))
             runs, size = [], 0
+        content = None if follows else content_of(event)
+        if facts and (follows or content is not None):
+            rows.append(_facts_row(seq - 1, facts))
+            facts = []
         if isinstance(event, FramesReceived):
             runs.append(event)
             size += sum(map(len, event.frames))
+        elif content is not None:
+            rows.append(EventRow(seq, None, None, encode(event, content=False), content))
         else:
-            rows.append(EventRow(seq, None, None, encode(event, content=False), content_of(event)))
+            facts.append(encode(event, content=False))
+    last_seq = first_seq + len(events) - 1
+    if facts:
+        rows.append(_facts_row(last_seq, facts))
     if runs:
-        rows.append(_runs_row(first_seq + len(events) - 1, runs))
+        rows.append(_runs_row(last_seq, runs))
     return rows
+
+
+def _facts_row(seq: int, facts: list[bytes]) -> EventRow:
+    return EventRow(seq, None, None, b"\n".join(facts), None)
 
 
 def _follows(run: FramesReceived, event: FramesReceived) -> bool:
@@ -205,7 +220,13 @@ def _runs_row(seq: int, runs: list[FramesReceived]) -> EventRow:
 def stored_events(job_id: str, row: EventRow) -> list[StoredEvent]:
     """The events of a row. Raises CodecError for a damaged one."""
     if row.attempt is None:
-        return [StoredEvent(job_id, row.seq, with_content(decode(row.fact), row.content))]
+        # JSON as it is written here has no line ends.
+        facts = row.fact.split(b"\n")
+        if len(facts) == 1:
+            return [StoredEvent(job_id, row.seq, with_content(decode(row.fact), row.content))]
+        return [
+            StoredEvent(job_id, seq, decode(fact)) for seq, fact in enumerate(facts, row.seq - len(facts) + 1)
+        ]
     runs = _runs(row)
     return [StoredEvent(job_id, seq, run) for seq, run in enumerate(runs, row.seq - len(runs) + 1)]
 

@@ -133,6 +133,8 @@ MIGRATIONS: Sequence[Migration] = (
         ) WITHOUT ROWID
         """,
     ),
+    # From here on a row of events may hold several facts.
+    (),
 )
 
 

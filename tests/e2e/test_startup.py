@@ -171,12 +171,13 @@ def _second_attempts(path: Path) -> tuple[dict[int, float], dict[int, float]]:
     ended: dict[int, float] = {}
     with closing(sqlite3.connect(path)) as file:
         query = "SELECT job, fact FROM events WHERE attempt IS NULL AND job <= ? ORDER BY job, seq"
-        for number, fact in file.execute(query, (UNFINISHED_JOBS,)):
-            match decode(fact):
-                case AttemptStarted(attempt=2, at=at):
-                    began[number] = at
-                case JobCompleted(attempt=2, at=at):
-                    ended[number] = at
+        for number, facts in file.execute(query, (UNFINISHED_JOBS,)):
+            for fact in facts.split(b"\n"):
+                match decode(fact):
+                    case AttemptStarted(attempt=2, at=at):
+                        began[number] = at
+                    case JobCompleted(attempt=2, at=at):
+                        ended[number] = at
     return began, ended
 
 

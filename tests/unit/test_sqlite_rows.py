@@ -55,6 +55,16 @@ def test_a_row_without_its_content_is_the_redacted_event(history: list[Event]) -
 
 
 @unhurried
+@given(st.lists(events, min_size=1, max_size=6))
+def test_events_without_content_share_rows(history: list[Event]) -> None:
+    bare = [without_content(event) for event in history if not isinstance(event, FramesReceived)]
+    frames = run_of((b"a",), 1)
+    rows = event_rows(1, [*bare, frames, *bare])
+    assert len(rows) == (3 if bare else 1)
+    assert [stored.event for row in rows for stored in stored_events("j", row)] == [*bare, frames, *bare]
+
+
+@unhurried
 @given(frame_lists)
 def test_the_runs_of_a_flush_share_a_row_and_keep_their_boundaries(
     frame_runs: list[tuple[bytes, ...]],

@@ -91,7 +91,7 @@ def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     open_database(path, migrations=FUTURE).close()
     before = path.read_bytes()
     with pytest.raises(
-        LogOpenError, match=r"newer messagesd wrote it \(schema 4; this release knows up to 2\)"
+        LogOpenError, match=r"newer messagesd wrote it \(schema 5; this release knows up to 3\)"
     ):
         open_database(path)
     assert path.read_bytes() == before
