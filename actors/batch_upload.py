@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from uuid import uuid4
 
 import trio
 
@@ -12,6 +11,7 @@ from actors.batch import record_of
 from actors.clock import Clock
 from actors.errors import ActorError, OverloadedError
 from actors.job import COMMIT_TIMEOUT_S
+from actors.submission import new_job_id
 from events.batch_codec import encode_batch_event
 from events.batches import BatchAccepted, BatchSnapshot, ItemCounts, apply_batch
 from events.log.base import EventLog
@@ -105,7 +105,7 @@ class Upload:
             events.append(JobFailed(at=at, failure=item.failure))
             self._errored += 1
         self._requests += 1
-        self._chunk.append(NewItem(str(uuid4()), events))
+        self._chunk.append(NewItem(new_job_id(), events))
         self._chunk_bytes += len(item.body)
         if len(self._chunk) == CHUNK_ITEMS or self._chunk_bytes >= CHUNK_BYTES:
             await self._flush()

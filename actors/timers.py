@@ -105,6 +105,6 @@ async def open_timers() -> AsyncIterator[Timers]:
     """Timers with their task, for whoever has no nursery at hand."""
     timers = Timers()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(timers.run)
+        nursery.start_soon(timers.run)  # noqa: ASYNC113 - what is set before it begins is seen then
         yield timers
         nursery.cancel_scope.cancel()
