@@ -1,8 +1,8 @@
 """Jobs and events as rows of the SQLite log, and back.
 
-An event is kept as its fact (:mod:`events.codec`, content taken out) and its content. Consecutive events
-without content share a row, a fact a line. So do the FramesReceived of one flush: their content is all their
-frames joined, their fact a JSON object
+An event is kept as its fact (:mod:`events.codec`, content taken out) and its content. Events without content
+share the row of the one before them, a fact a line; the content of a row is its first event's. So do the
+FramesReceived of one flush: their content is all their frames joined, their fact a JSON object
 
     {"v": 1, "attempt": ATTEMPT, "first": FRAME, "runs": [[AT, [BYTES, ...]], ...]}
 
@@ -11,13 +11,13 @@ dropping ``content`` redacts any row.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
 from events.codec import decode, encode
 from events.errors import CodecError
-from events.log.content import content_of, with_content
+from events.log.content import content_bytes, content_of, with_content
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Event, Failure, FramesReceived, JobCompleted, Mode, StoredEvent
@@ -167,35 +167,32 @@ def message_seq(first_seq: int, events: Sequence[Event]) -> int | None:
 def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
     """The rows of consecutive events. Raises CodecError for what cannot be stored."""
     rows: list[EventRow] = []
-    runs: list[FramesReceived] = []
-    facts: list[bytes] = []
+    group: list[Event] = []
     size = 0
     for seq, event in enumerate(events, first_seq):
-        follows = isinstance(event, FramesReceived) and (not runs or _follows(runs[-1], event))
-        if runs and (not follows or size >= ROW_BYTES):
-            rows.append(_runs_row(seq - 1, runs))
-            runs, size = [], 0
-        content = None if follows else content_of(event)
-        if facts and (follows or content is not None):
-            rows.append(_facts_row(seq - 1, facts))
-            facts = []
-        if isinstance(event, FramesReceived):
-            runs.append(event)
-            size += sum(map(len, event.frames))
-        elif content is not None:
-            rows.append(EventRow(seq, None, None, encode(event, content=False), content))
-        else:
-            facts.append(encode(event, content=False))
-    last_seq = first_seq + len(events) - 1
-    if facts:
-        rows.append(_facts_row(last_seq, facts))
-    if runs:
-        rows.append(_runs_row(last_seq, runs))
+        if group and (size >= ROW_BYTES or not _share_a_row(group[-1], event)):
+            rows.append(_row(seq - 1, group))
+            group, size = [], 0
+        group.append(event)
+        size += content_bytes(event)
+    if group:
+        rows.append(_row(first_seq + len(events) - 1, group))
     return rows
 
 
-def _facts_row(seq: int, facts: list[bytes]) -> EventRow:
-    return EventRow(seq, None, None, b"\n".join(facts), None)
+def _share_a_row(last: Event, event: Event) -> bool:
+    if isinstance(event, FramesReceived):
+        return isinstance(last, FramesReceived) and _follows(last, event)
+    # A Message is found by the number of its row.
+    return not isinstance(last, FramesReceived | JobCompleted) and not content_bytes(event)
+
+
+def _row(seq: int, events: list[Event]) -> EventRow:
+    first = events[0]
+    if isinstance(first, FramesReceived):
+        return _runs_row(seq, cast(list[FramesReceived], events))
+    facts = [encode(event, content=False) for event in events]
+    return EventRow(seq, None, None, b"\n".join(facts), content_of(first))
 
 
 def _follows(run: FramesReceived, event: FramesReceived) -> bool:
@@ -222,10 +219,10 @@ def stored_events(job_id: str, row: EventRow) -> list[StoredEvent]:
     if row.attempt is None:
         # JSON as it is written here has no line ends.
         facts = row.fact.split(b"\n")
-        if len(facts) == 1:
-            return [StoredEvent(job_id, row.seq, with_content(decode(row.fact), row.content))]
+        first = StoredEvent(job_id, row.seq - len(facts) + 1, with_content(decode(facts[0]), row.content))
         return [
-            StoredEvent(job_id, seq, decode(fact)) for seq, fact in enumerate(facts, row.seq - len(facts) + 1)
+            first,
+            *(StoredEvent(job_id, seq, decode(fact)) for seq, fact in enumerate(facts[1:], first.seq + 1)),
         ]
     runs = _runs(row)
     return [StoredEvent(job_id, seq, run) for seq, run in enumerate(runs, row.seq - len(runs) + 1)]

@@ -133,7 +133,7 @@ MIGRATIONS: Sequence[Migration] = (
         ) WITHOUT ROWID
         """,
     ),
-    # From here on a row of events may hold several facts.
+    # From here on a row of events may hold several facts, a line each.
     (),
 )
 

@@ -134,7 +134,7 @@ async def test_a_job_that_is_detached_is_on_disk_with_all_that_came_before(path:
         await log.append("j", [accepted(detached=False, body=b"body"), STARTED], 0, deferred=True)
         await log.append("j", [JobDetached(at=2.2, result_ttl_s=5.0)], 2)
         assert rows(path, "SELECT job_id, detached, last_seq FROM jobs") == [("j", 1, 3)]
-        assert rows(path, "SELECT content FROM events WHERE seq = 1") == [(b"body",)]
+        assert rows(path, "SELECT content FROM events WHERE content IS NOT NULL") == [(b"body",)]
         assert [job.job_id for job in await log.unfinished()] == ["j"]
 
 
@@ -154,7 +154,7 @@ async def test_what_expires_drops_its_content_whether_it_was_flushed_or_not(path
     async with open_sqlite_log(path, options=NO_FLUSH) as log:
         await run_attached(log)
         await log.append("j", [JobExpired(at=9.0)], 4, deferred=True)
-        assert rows(path, "SELECT count(*), count(content) FROM events") == [(5, 0)]
+        assert rows(path, "SELECT count(*), count(content) FROM events") == [(4, 0)]
         assert (await log.snapshot("j")).state is JobState.EXPIRED
 
 

@@ -19,7 +19,7 @@ from events.log.sqlite_rows import (
 )
 from events.projections import JobSnapshot
 from events.state import JobState
-from events.types import Event, FramesReceived, JobCompleted, JobExpired, Mode
+from events.types import Event, FramesReceived, JobAccepted, JobCompleted, JobDetached, JobExpired, Mode
 from tests.unit.strategies import contents, events, failures, json_objects, moments, texts, unhurried
 
 frame_lists = st.lists(st.lists(contents, min_size=1, max_size=3).map(tuple), min_size=1, max_size=5)
@@ -54,14 +54,28 @@ def test_a_row_without_its_content_is_the_redacted_event(history: list[Event]) -
     assert not any(content_of(stored.event) for stored in redacted)
 
 
-@unhurried
-@given(st.lists(events, min_size=1, max_size=6))
-def test_events_without_content_share_rows(history: list[Event]) -> None:
-    bare = [without_content(event) for event in history if not isinstance(event, FramesReceived)]
-    frames = run_of((b"a",), 1)
-    rows = event_rows(1, [*bare, frames, *bare])
-    assert len(rows) == (3 if bare else 1)
-    assert [stored.event for row in rows for stored in stored_events("j", row)] == [*bare, frames, *bare]
+ACCEPTED = JobAccepted(at=1.0, owner="", model="m", mode=Mode.ASYNC, body=b"body")
+DONE = JobCompleted(at=3.0, attempt=1, message=b"message")
+DETACHED = JobDetached(at=2.0, result_ttl_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("history", "ends"),
+    [
+        ([DETACHED, DETACHED], [2]),
+        ([ACCEPTED, DETACHED, DETACHED], [3]),
+        ([DETACHED, ACCEPTED, DETACHED], [1, 3]),
+        ([ACCEPTED, ACCEPTED], [1, 2]),
+        ([ACCEPTED, DETACHED, run_of((b"a",), 1), DETACHED, DONE], [2, 3, 4, 5]),
+        # A Message is looked up by the number of its row.
+        ([DONE, JobExpired(at=4.0)], [1, 2]),
+        ([replace(ACCEPTED, body=b"x" * ROW_BYTES), DETACHED], [1, 2]),
+    ],
+)
+def test_events_without_content_share_the_row_before_them(history: list[Event], ends: list[int]) -> None:
+    rows = event_rows(1, history)
+    assert [row.seq for row in rows] == ends
+    assert [stored.event for row in rows for stored in stored_events("j", row)] == history
 
 
 @unhurried
