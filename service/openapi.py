@@ -39,7 +39,7 @@ from service.dependencies import Dependencies
 from service.http import Reply, Request
 from service.openapi_models import RESPONSE_HEADERS, ErrorEnvelope
 from service.openapi_operation import JOB_HEADERS, Answer, Operation
-from service.openapi_page import PAGE, SCRIPT, SWAGGER_UI
+from service.openapi_page import PAGE, SCRIPT, SWAGGER_UI, with_code
 from service.openapi_table import ERROR_TEXTS, OPERATIONS
 from service.sse import CONTENT_TYPE as EVENT_STREAM
 
@@ -91,7 +91,9 @@ class Documentation:
         """The documentation as a web page."""
         if self._page is None:
             template = self._app.jinja_env.from_string(PAGE)
-            text = await template.render_async(document=self.document, ui=SWAGGER_UI, script=SCRIPT)
+            text = await template.render_async(
+                document=self.document, ui=SWAGGER_UI, script=SCRIPT, with_code=with_code
+            )
             self._page = text.encode()
         headers = [
             ("content-security-policy", _content_security_policy()),

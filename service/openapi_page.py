@@ -5,7 +5,16 @@ runs exactly those bytes or nothing, and without a way to the CDN the plain page
 size ships a release that knows OpenAPI 3.1 (5.0 is the first), hence the CDN.
 """
 
+import re
 from dataclasses import dataclass
+from html import escape
+
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def with_code(text: str) -> str:
+    """A description, which is CommonMark, as HTML: escaped, its code spans marked up, all else as it is."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,7 @@ PAGE = """<!doctype html>
 <div id="reference"><div class="plain">
   <h1>{{ document.info.title }} {{ document.info.version }}</h1>
   <p>{{ document.info.summary }}</p>
-  <p>{{ document.info.description }}</p>
+  <p>{{ with_code(document.info.description | default("")) | safe }}</p>
   <p><a href="openapi.json">openapi.json</a> is the machine-readable form of this page.</p>
   {% for tag in document.tags %}
   <h2>{{ tag.name }}</h2>
@@ -75,12 +84,12 @@ PAGE = """<!doctype html>
   {% for path, methods in document.paths.items() %}{% for method, operation in methods.items() %}
   {% if tag.name in operation.tags %}
   <h3 id="{{ operation.operationId }}">{{ method | upper }} {{ path }}</h3>
-  <p><strong>{{ operation.summary }}.</strong> {{ operation.description }}</p>
+  <p><strong>{{ operation.summary }}.</strong> {{ with_code(operation.description | default("")) | safe }}</p>
   {% if operation.parameters %}
   <table>
     {% for parameter in operation.parameters %}
     <tr><td><code>{{ parameter.name }}</code></td><td>{{ parameter.in }}</td>
-      <td>{{ parameter.description }}</td></tr>
+      <td>{{ with_code(parameter.description | default("")) | safe }}</td></tr>
     {% endfor %}
   </table>
   {% endif %}

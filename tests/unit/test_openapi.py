@@ -20,7 +20,7 @@ from service import openapi_models as models
 from service.app import GatewayApp, create_app
 from service.main import Gateway
 from service.openapi import Documentation
-from service.openapi_page import SCRIPT
+from service.openapi_page import SCRIPT, with_code
 from service.openapi_table import ERROR_TEXTS, OPERATIONS
 from service.preferences import ASYNC, ASYNC_ID, DETACH, RESULT_TTL, WEBHOOK
 from service.replies import job_object
@@ -211,6 +211,13 @@ async def test_both_pages_are_open_and_their_errors_are_envelopes() -> None:
     assert (refused.status, refused.error_type) == (405, "invalid_request_error")
     assert (lost.status, lost.error_type) == (404, "not_found_error")
     assert KEY not in document.body.decode() + page.body.decode()
+
+
+async def test_the_plain_page_marks_code_up_and_escapes_the_rest() -> None:
+    assert with_code("`a<b>` & `c`: d") == "<code>a&lt;b&gt;</code> &amp; <code>c</code>: d"
+    async with open_fake_gateway() as gateway:
+        page = await request(gateway.url, "GET", "/docs")
+    assert "`" not in page.body.decode().partition("<script")[0]
 
 
 async def test_the_page_runs_its_own_script_and_the_pinned_one_only() -> None:
