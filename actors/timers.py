@@ -37,10 +37,9 @@ class Timer:
         self.at = inf
         self._expire = None
 
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing will come of it any more."""
-        return self._expire is None
+    def waits_for(self, queued_at: float) -> bool:
+        """For the task: whether anything may come of the entry for that moment."""
+        return queued_at == self._queued_at and self._expire is not None
 
     def due(self, queued_at: float, now: float) -> None:
         """For the task: the moment it was queued for has come."""
@@ -59,7 +58,7 @@ class Timers:
     """All timers, and the task that watches them, :meth:`run`. Without it none runs out."""
 
     SLACK = 256
-    """Entries that may be left of timers that were stopped, beside as many as there are of others."""
+    """Entries that may be left of what was stopped or set earlier, beside as many as there are of others."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Timer]] = []
@@ -68,7 +67,7 @@ class Timers:
         self._earlier = trio.Event()
 
     def __len__(self) -> int:
-        """Entries held, those of timers that were stopped and not cleared yet among them."""
+        """Entries held, those that nothing will come of and that were not cleared yet among them."""
         return len(self._queue)
 
     def timer(self, expire: Callable[[], None]) -> Timer:
@@ -84,7 +83,7 @@ class Timers:
         heappush(self._queue, (at, next(self._numbers), timer))
 
     def _clear(self) -> None:
-        self._queue = [entry for entry in self._queue if not entry[2].stopped]
+        self._queue = [entry for entry in self._queue if entry[2].waits_for(entry[0])]
         heapify(self._queue)
         self._cleared_at_size = len(self._queue)
 

@@ -279,6 +279,9 @@ class Connection(TCPServer):
         """What comes next. A stream of trio's would ask in vain first, and pause once more after."""
         sock = self.stream.socket
         while True:
+            if sock.fileno() < 0:
+                # Closed after an answer that allows no other request.
+                raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(sock)
             try:
                 return os.read(sock.fileno(), READ_BYTES)

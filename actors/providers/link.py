@@ -76,13 +76,17 @@ class Link:
         """As :meth:`read`. Raises trio.TooSlowError at that moment of trio's clock, the link closed."""
         self._timer.set(deadline)
         try:
-            return await self.read()
+            data = await self.read()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             if self._timed_out:
                 raise trio.TooSlowError from None
             raise
         finally:
             self._timer.at = inf
+        if self._timed_out:
+            # TLS gave what it had read before.
+            raise trio.TooSlowError
+        return data
 
     def _time_out(self) -> None:
         # It ends the read, and nothing else would be done with the link after that.
@@ -98,6 +102,8 @@ class Link:
             return await self.stream.receive_some(READ_BYTES)
         # A stream of trio's would first ask the socket in vain, and pause once more when it has its bytes.
         while True:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(self.socket)
             try:
                 return os.read(self.socket.fileno(), READ_BYTES)

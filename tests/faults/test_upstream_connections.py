@@ -7,6 +7,7 @@ import trio.testing
 
 from actors.errors import (
     UpstreamConnectionError,
+    UpstreamProtocolError,
 )
 from actors.providers.transport import STALE_S
 from tests.fake_upstream import (
@@ -61,6 +62,17 @@ async def test_leaving_a_stream_early_closes_the_connection() -> None:
     async with provider_for(stalls_after(START)) as (provider, upstream):
         async with provider.open_stream(CALL) as source:
             assert await source.receive()
+        with trio.fail_after(CLOSE_BOUND_S):
+            await upstream.gone.wait()
+
+
+async def test_closing_the_provider_ends_the_calls_under_way() -> None:
+    async with provider_for(stalls_after(START)) as (provider, upstream):
+        async with provider.open_stream(CALL) as source:
+            assert await source.receive()
+            await provider.aclose()
+            with pytest.raises(UpstreamProtocolError, match="broke off"):
+                await source.receive()
         with trio.fail_after(CLOSE_BOUND_S):
             await upstream.gone.wait()
 

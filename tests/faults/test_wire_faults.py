@@ -1,13 +1,16 @@
 """Requests no client should send: always the error envelope, and the daemon goes on as if nothing was."""
 
 from collections.abc import AsyncIterator
+from io import StringIO
 
 import orjson
 import pytest
 import trio
 
-from service.main import Gateway
-from tests.e2e.daemon import running
+from service.logs import make_logger
+from service.main import Gateway, open_gateway
+from service.settings import LoggingSettings, Settings
+from tests.e2e.daemon import ECHO, running
 from tests.e2e.wire import BODY, Answer, Wire, ask, assert_error, connect, open_stream, post, request
 
 MAX_HEADER_BYTES = 8192
@@ -65,6 +68,25 @@ async def test_malformed_chunks(gateway: Gateway) -> None:
     async with connect(gateway.url) as wire:
         assert_error(await wire.ask(head + b"xyz\r\nabc\r\n"), 400)
         assert await wire.is_closed()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET\r\n\r\n",
+        request("POST", "/v1/messages", headers=[("transfer-encoding", "chunked")]) + b"xyz\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 100_000,
+    ],
+)
+async def test_what_a_client_sends_is_not_logged_as_our_fault(garbage: bytes) -> None:
+    lines = StringIO()
+    settings = Settings.model_validate({"providers": [ECHO], "server": {"port": 0}})
+    logger = make_logger(LoggingSettings(level="error"), lines)
+    with trio.fail_after(WIRE_TIMEOUT_S):
+        async with open_gateway(settings, logger=logger) as gateway, connect(gateway.url) as wire:
+            await wire.ask(garbage)
+            assert await wire.is_closed()
+    assert lines.getvalue() == ""
 
 
 async def test_an_unknown_transfer_encoding(gateway: Gateway) -> None:

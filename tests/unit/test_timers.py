@@ -99,3 +99,18 @@ async def test_those_that_are_stopped_leave_little_behind(timers: Timers) -> Non
         timer.stop()
         most = max(most, len(timers))
     assert most <= timers.SLACK + 1
+
+
+async def test_those_that_are_set_earlier_again_and_again_leave_little_behind(
+    autojump_clock: MockClock, timers: Timers
+) -> None:
+    """As links do: long for the head of an answer, then short for each read of its body."""
+    made = [timers.timer(lambda: None) for _ in range(10)]
+    most = 0
+    for _ in range(200):
+        for timer in made:
+            timer.set(trio.current_time() + 600)
+            timer.set(trio.current_time() + 1)
+        await trio.sleep(1.5)
+        most = max(most, len(timers))
+    assert most <= 4 * len(made) + timers.SLACK + 1
