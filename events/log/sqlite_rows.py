@@ -217,6 +217,9 @@ def _runs_row(seq: int, runs: list[FramesReceived]) -> EventRow:
 def stored_events(job_id: str, row: EventRow) -> list[StoredEvent]:
     """The events of a row. Raises CodecError for a damaged one."""
     if row.attempt is None:
+        # A damaged page may tell any type.
+        if not isinstance(row.fact, bytes):
+            raise CodecError("a stored event is not bytes")
         # JSON as it is written here has no line ends.
         facts = row.fact.split(b"\n")
         first = StoredEvent(job_id, row.seq - len(facts) + 1, with_content(decode(facts[0]), row.content))

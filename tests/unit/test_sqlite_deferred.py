@@ -86,6 +86,18 @@ async def test_frames_wait_longer_than_what_tells_of_a_job(path: Path) -> None:
         assert rows(path, "SELECT last_seq, frames FROM jobs WHERE job_id = 'j'") == [(4, 1)]
 
 
+async def test_what_is_due_while_a_batch_is_at_the_writer_goes_with_the_next(path: Path) -> None:
+    async with open_sqlite_log(path, options=NO_FLUSH) as log, trio.open_nursery() as nursery:
+        with stalled(path):
+            nursery.start_soon(log.append, "first", [accepted()], 0)
+            await until(lambda: log._commit._sent is not None)
+            await log.append("second", [accepted(detached=False), STARTED], 0, deferred=True)
+            # Its alarm, which the writer had put into trio's queue before it took the batch.
+            log._commit._send_deferred()
+        await until(lambda: log.statistics.waiting_bytes == 0)
+        assert rows(path, "SELECT job_id FROM jobs ORDER BY id") == [("first",), ("second",)]
+
+
 async def test_frames_alone_reach_the_disk_too(path: Path) -> None:
     options = SqliteOptions(flush_interval_s=3600.0, frames_interval_s=0.001)
     async with open_sqlite_log(path, options=options) as log:

@@ -1,10 +1,12 @@
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from events.codec import encode
 from events.errors import CodecError
 from events.log.content import content_of, without_content
 from events.log.sqlite_rows import (
@@ -114,6 +116,12 @@ def test_a_new_attempt_a_gap_and_a_full_row_each_begin_a_row() -> None:
 def test_damaged_frames_are_no_frames(fact: bytes) -> None:
     with pytest.raises(CodecError):
         frames_of(EventRow(1, 1, 1, fact, b"x"))
+
+
+@pytest.mark.parametrize("fact", [b"", b"garbage", b"{}", encode(DETACHED) + b"\n", "garbage", None, 7])
+def test_damaged_events_are_no_events(fact: Any) -> None:
+    with pytest.raises(CodecError):
+        stored_events("j", EventRow(1, None, None, fact, None))
 
 
 snapshots = st.builds(
