@@ -82,7 +82,8 @@ async def fill(path: Path, jobs: int, *, finished: bool) -> None:
         )
         file.execute(
             f"INSERT INTO events {numbers}"  # noqa: S608 - our own
-            " SELECT n, seq, attempt, last_frame, fact, content FROM other, events WHERE job = 1",
+            " SELECT (n << 24) + (id & 0xFFFFFF), attempt, last_frame, fact, content"
+            " FROM other, events WHERE id >> 24 = 1",
             (jobs,),
         )
         file.execute("UPDATE jobs SET job_id = printf('00000000-0000-0000-0000-%012d', 1) WHERE id = 1")
@@ -170,7 +171,7 @@ def _second_attempts(path: Path) -> tuple[dict[int, float], dict[int, float]]:
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
     with closing(sqlite3.connect(path)) as file:
-        query = "SELECT job, fact FROM events WHERE attempt IS NULL AND job <= ? ORDER BY job, seq"
+        query = "SELECT id >> 24 AS job, fact FROM events WHERE attempt IS NULL AND job <= ? ORDER BY id"
         for number, facts in file.execute(query, (UNFINISHED_JOBS,)):
             for fact in facts.split(b"\n"):
                 match decode(fact):
