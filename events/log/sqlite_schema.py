@@ -7,7 +7,7 @@ of ours. Connections commit by themselves; whoever wants a transaction begins on
 import fcntl
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -197,10 +197,16 @@ def _open_private(path: str | Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def open_database(path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> sqlite3.Connection:
+def open_database(
+    path: Path,
+    *,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    on_migration: Callable[[int], None] | None = None,
+) -> sqlite3.Connection:
     """The connection that writes, its file made or brought to the newest version. The caller has the lock.
 
-    Raises LogOpenError. The file is readable for its owner only.
+    Before an older file, of so many bytes, is brought there, ``on_migration`` is told: it may take seconds
+    a GB. Raises LogOpenError. The file is readable for its owner only.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise LogOpenError(
@@ -212,7 +218,7 @@ def open_database(path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -
         os.close(_open_private(path))
         connection = connect(path)
         try:
-            _prepare(connection, path, migrations)
+            _prepare(connection, path, migrations, on_migration)
         except BaseException:
             connection.close()
             raise
@@ -231,7 +237,12 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
+def _prepare(
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: Sequence[Migration],
+    on_migration: Callable[[int], None] | None,
+) -> None:
     version = _pragma(connection, "user_version")
     empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     if _pragma(connection, "application_id") != APPLICATION_ID and not empty:
@@ -255,12 +266,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mi
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     # Dropped content is overwritten where that costs no extra write.
     connection.execute("PRAGMA secure_delete = FAST")
-    if path.stat().st_size <= CHECKED_FILE_BYTES:
+    size = path.stat().st_size
+    if size <= CHECKED_FILE_BYTES:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != ("ok",):
             raise sqlite3.DatabaseError(found[0])
     # Not without need: a full disk should not keep a log from being read.
     if version < len(migrations):
+        if version > 0 and on_migration is not None:
+            on_migration(size)
         migrate(connection, migrations)
 
 

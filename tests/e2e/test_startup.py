@@ -15,6 +15,7 @@ import trio
 
 from events.codec import decode
 from events.log.sqlite import open_sqlite_log
+from events.log.sqlite_schema import MIGRATIONS, open_database
 from events.types import AttemptStarted, Event, JobAccepted, JobCompleted, Mode
 from tests.e2e.daemon import Process, spawned
 from tests.e2e.wire import Wire, assert_error, connect, post, request
@@ -180,6 +181,15 @@ def _second_attempts(path: Path) -> tuple[dict[int, float], dict[int, float]]:
                     case JobCompleted(attempt=2, at=at):
                         ended[number] = at
     return began, ended
+
+
+def test_an_older_file_is_brought_up_and_says_so(place: Path) -> None:
+    (place / "messagesd.toml").write_text(TOML.replace('"warning"', '"info"'))
+    open_database(place / "events.db", migrations=MIGRATIONS[:2]).close()
+    with spawned("serve", "--port", "0", cwd=place) as daemon:
+        daemon.started().tell(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert "log.migrating" in daemon.errors
 
 
 # --- refused ---------------------------------------------------------------------------------------

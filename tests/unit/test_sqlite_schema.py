@@ -145,11 +145,16 @@ def test_events_of_the_second_version_keep_job_seq_and_content_in_the_third(tmp_
     path = tmp_path / "events.db"
     with closing(open_database(path, migrations=MIGRATIONS[:2])) as connection:
         connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", reversed(OLD_EVENTS))
-    with closing(open_database(path, migrations=MIGRATIONS[:3])) as connection:
+    told: list[int] = []
+    with closing(open_database(path, migrations=MIGRATIONS[:3], on_migration=told.append)) as connection:
         kept = "SELECT id >> 24, id & 0xFFFFFF, attempt, last_frame, fact, content FROM events ORDER BY id"
         assert connection.execute(kept).fetchall() == list(OLD_EVENTS)
         assert connection.execute(FRAMES, (1, 1, 6)).fetchall() == [(4, 1, 7, b"frames", b"ab")]
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    for file in (path, tmp_path / "new.db"):
+        open_database(file, migrations=MIGRATIONS[:3], on_migration=told.append).close()
+    assert len(told) == 1
+    assert told[0] > 0
 
 
 @pytest.mark.parametrize(
