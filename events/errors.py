@@ -9,6 +9,7 @@
     +-- LogError
         +-- SequenceConflict  the writer has not seen the job's last event; nothing was appended
         +-- DuplicateKeyError the owner already has a job with this idempotency key; nothing was appended
+        +-- TooManyEventsError  the job has all the events the log can number; nothing was appended
         +-- UnknownJobError   the log holds no such job (never did, or it was forgotten)
         +-- UnknownRecordError  the log holds no such record, for the same reasons
         +-- LogOpenError      the log cannot be opened as it is; the message says what to do
@@ -54,6 +55,14 @@ class DuplicateKeyError(LogError):
     def __init__(self, existing_job_id: str) -> None:
         super().__init__(f"the idempotency key belongs to job {existing_job_id}")
         self.existing_job_id = existing_job_id
+
+
+class TooManyEventsError(LogError):
+    """The job has as many events as the log can number, or as may be frames. Nothing was appended."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"a job cannot have more than {limit} events")
+        self.limit = limit
 
 
 class UnknownJobError(LogError):

@@ -101,7 +101,7 @@ async def open_gateway(
         for sock in sockets:
             listening.enter_context(closing(sock))
         async with (
-            _event_log(settings) as log,
+            _event_log(settings, logger) as log,
             _providers(settings, providers, timers, logger, random) as named,
             trio.open_nursery() as actors,
         ):
@@ -150,13 +150,21 @@ async def _drain(dependencies: Dependencies, server: Server, within_s: float) ->
 
 
 @asynccontextmanager
-async def _event_log(settings: Settings) -> AsyncIterator[EventLog]:
+async def _event_log(
+    settings: Settings, logger: structlog.typing.FilteringBoundLogger
+) -> AsyncIterator[EventLog]:
     path = sqlite_path(settings.log.url)
     if path is None:
         async with aclosing(MemoryLog()) as memory:
             yield memory
     else:
-        async with open_sqlite_log(path) as durable:
+
+        def migrating(file_bytes: int) -> None:
+            logger.info(
+                "bringing the event log's file up to date", action="log.migrating", file_bytes=file_bytes
+            )
+
+        async with open_sqlite_log(path, on_migration=migrating) as durable:
             yield durable
 
 

@@ -97,8 +97,8 @@ class EventLog(Protocol):
         """Append ``events`` (at least one, frames among them or not); return the job's new last ``seq``.
 
         ``expected_seq`` is the last ``seq`` the writer knows of (0 for a new job). Raises SequenceConflict,
-        IllegalTransition or DuplicateKeyError, and appends nothing then; LogUnavailableError when it cannot
-        be written.
+        IllegalTransition or DuplicateKeyError, TooManyEventsError where the adapter has a bound to a job's
+        events, and appends nothing then; LogUnavailableError when it cannot be written.
 
         ``deferred``: readable at once, but on disk only as frames are, or with :meth:`settle`. For what
         nobody was told, as most of an attached job: it ends with its connection, and so with the process. A
@@ -117,6 +117,8 @@ class EventLog(Protocol):
 
         Readable at once; on disk no later than the job's next :meth:`append`. Waits while the adapter's
         write buffer is full, and raises LogUnavailableError (nothing was appended) if it cannot be emptied.
+        Raises SequenceConflict, IllegalTransition and TooManyEventsError as :meth:`append` does; the last one
+        while there are numbers left for the events that end the job.
         """
         ...
 

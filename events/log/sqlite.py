@@ -5,7 +5,7 @@ A write is checked against what memory knows of its job, queued, and told when i
 memory, where readers find them, for their job's next append or for the next flush.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from os import PathLike
@@ -13,12 +13,7 @@ from pathlib import Path
 
 import trio
 
-from events.errors import (
-    IllegalTransition,
-    LogUnavailableError,
-    SequenceConflict,
-    UnknownJobError,
-)
+from events.errors import IllegalTransition, LogUnavailableError, SequenceConflict, UnknownJobError
 from events.log import sqlite_reader as reader
 from events.log.base import FrameCursor, FrameRun, JobFilter, Page
 from events.log.content import content_bytes
@@ -42,14 +37,16 @@ async def open_sqlite_log(
     *,
     options: SqliteOptions | None = None,
     migrations: Sequence[Migration] = MIGRATIONS,
+    on_migration: Callable[[int], None] | None = None,
 ) -> "AsyncIterator[SqliteLog]":
     """The log in the file at ``path``, made where there is none, migrated where it is older.
 
     Raises LogOpenError, and leaves a file it cannot read as it is. Needs no nursery. Leaving closes the log
-    as :meth:`SqliteLog.aclose` does, also when cancelled.
+    as :meth:`SqliteLog.aclose` does, also when cancelled. ``on_migration`` is called, in another thread, with
+    the bytes of a file that is about to be migrated.
     """
     options = options or SqliteOptions()
-    file = await trio.to_thread.run_sync(open_file, Path(path), migrations)
+    file = await trio.to_thread.run_sync(open_file, Path(path), migrations, on_migration)
     log = SqliteLog(file, options)
     try:
         yield log

@@ -1,7 +1,7 @@
 """The file of the SQLite log, opened; what was found in it, and the bounds of its use."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,9 @@ class LogFile(NamedTuple):
     last_number: int
 
 
-def open_file(path: Path, migrations: Sequence[Migration]) -> LogFile:
+def open_file(
+    path: Path, migrations: Sequence[Migration], on_migration: Callable[[int], None] | None
+) -> LogFile:
     """Lock and open it; the caller has both then. Blocks. Raises LogOpenError, and holds nothing then."""
     path = path.absolute()
     try:
@@ -61,7 +63,7 @@ def open_file(path: Path, migrations: Sequence[Migration]) -> LogFile:
     except OSError as exc:
         raise open_error(path, exc) from exc
     try:
-        connection = open_database(path, migrations=migrations)
+        connection = open_database(path, migrations=migrations, on_migration=on_migration)
         try:
             return LogFile(
                 path, lock, connection, reader.unfinished_jobs(connection), reader.last_number(connection)

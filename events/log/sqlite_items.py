@@ -21,7 +21,8 @@ from events.log.content import content_bytes
 from events.log.items import Item, NewItem
 from events.log.sqlite_commit import WRITE_OVERHEAD_BYTES, GroupCommit, Write
 from events.log.sqlite_reader import Readers
-from events.log.sqlite_rows import JOB_COLUMNS, event_rows, job_row, snapshot_of
+from events.log.sqlite_rows import JOB_COLUMNS, MESSAGE, event_rows, job_row, snapshot_of
+from events.log.sqlite_schema import SEQ_BITS
 from events.log.sqlite_writer import PURGED_AT_ONCE, STEP_S, JobWrite, Step, delete_jobs, insert_new
 from events.projections import JobSnapshot, apply, cancelled_failure
 from events.state import JobState
@@ -150,7 +151,7 @@ class _EndWaiting:
         cancelled = isinstance(event, JobCancelled)
         failure = cancelled_failure(event) if isinstance(event, JobCancelled) else event.failure
         connection.execute(
-            "INSERT INTO events (job, seq, fact) SELECT id, last_seq + 1, ? FROM jobs"
+            f"INSERT INTO events (id, fact) SELECT (id << {SEQ_BITS}) + last_seq + 1, ? FROM jobs"  # noqa: S608
             " WHERE id IN (SELECT value FROM json_each(?))",
             (encode(event), numbers),
         )
@@ -213,8 +214,7 @@ def _results(
     found: list[Item] = []
     size = 0
     rows = connection.execute(
-        f"SELECT {', '.join(JOB_COLUMNS)},"  # noqa: S608 - constants
-        " (SELECT content FROM events WHERE job = jobs.id AND seq = jobs.message_seq)"
+        f"SELECT {', '.join(JOB_COLUMNS)}, {MESSAGE}"  # noqa: S608 - constants
         " FROM jobs WHERE batch_id = ? AND id > ? AND ended_at IS NOT NULL ORDER BY id LIMIT ?",
         (batch_id, after, limit),
     )

@@ -5,8 +5,12 @@ from dataclasses import dataclass, replace
 
 from events.log.base import FrameCursor, FrameRun
 from events.log.content import content_bytes, without_content
+from events.log.sqlite_rows import check_room
 from events.projections import JobSnapshot
 from events.types import Event, FramesReceived, StoredEvent
+
+ENDING_EVENTS = 1024
+"""Of the events a job can have, those that frames may not take: the job must end, and say how."""
 
 EVENT_OVERHEAD_BYTES = 400
 """What a waiting event is counted with beside its content, so that empty ones are bounded, too."""
@@ -80,7 +84,8 @@ class LiveJob:
         return self._snapshot
 
     def add(self, run: FramesReceived) -> int:
-        """Take one more run; return its size in memory."""
+        """Take one more run; return its size in memory. Raises TooManyEventsError, and takes nothing then."""
+        check_room(self.seq + 1, reserved=ENDING_EVENTS)
         self.seq += 1
         self.frames = run.last
         self.pending.append(StoredEvent(self._snapshot.job_id, self.seq, run))
@@ -89,7 +94,11 @@ class LiveJob:
         return size
 
     def defer(self, events: Sequence[Event], snapshot: JobSnapshot) -> int:
-        """Take more events, which lead to ``snapshot``; return their size in memory."""
+        """Take more events, which lead to ``snapshot``; return their size in memory.
+
+        Raises TooManyEventsError, and takes nothing then.
+        """
+        check_room(snapshot.last_seq)
         size = 0
         for seq, event in enumerate(events, snapshot.last_seq - len(events) + 1):
             self.pending.append(StoredEvent(snapshot.job_id, seq, event))

@@ -10,15 +10,25 @@ import trio
 
 from events.errors import CodecError, LogUnavailableError, UnknownJobError
 from events.log.base import FrameCursor, FrameRun, JobFilter, Page
-from events.log.sqlite_rows import EVENT_COLUMNS, JOB_COLUMNS, EventRow, frames_of, snapshot_of, stored_events
-from events.log.sqlite_schema import connect
+from events.log.sqlite_rows import (
+    EVENT_SELECT,
+    JOB_COLUMNS,
+    MESSAGE,
+    EventRow,
+    event_id,
+    frames_of,
+    snapshot_of,
+    stored_events,
+)
+from events.log.sqlite_schema import MAX_SEQ, SEQ_BITS, connect
 from events.projections import JobSnapshot
 from events.types import StoredEvent
 
 T = TypeVar("T")
 
 _JOB = f"SELECT {', '.join(JOB_COLUMNS)} FROM jobs"  # noqa: S608 - constants
-_EVENT = f"SELECT {', '.join(EVENT_COLUMNS[1:])} FROM events"  # noqa: S608 - constants
+EVENTS = f"{EVENT_SELECT} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+FRAMES = f"{EVENT_SELECT} WHERE id >> {SEQ_BITS} = ? AND attempt = ? AND last_frame > ? ORDER BY last_frame"
 
 
 class Readers:
@@ -83,9 +93,7 @@ def last_number(connection: sqlite3.Connection) -> int:
 def job(job_id: str, connection: sqlite3.Connection) -> tuple[int, JobSnapshot] | None:
     """Number and snapshot of a job, the message included."""
     row = connection.execute(
-        f"SELECT {', '.join(JOB_COLUMNS)},"  # noqa: S608 - constants
-        " (SELECT content FROM events WHERE job = jobs.id AND seq = jobs.message_seq)"
-        " FROM jobs WHERE job_id = ?",
+        f"SELECT {', '.join(JOB_COLUMNS)}, {MESSAGE} FROM jobs WHERE job_id = ?",  # noqa: S608 - constants
         (job_id,),
     ).fetchone()
     return None if row is None else (row[0], snapshot_of(row[:-1], row[-1] or b""))
@@ -97,9 +105,8 @@ def events(job_id: str, after: int, limit: int, connection: sqlite3.Connection) 
     if number is None:
         return None
     found: list[StoredEvent] = []
-    rows = connection.execute(
-        f"{_EVENT} WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?", (number, after, limit)
-    )
+    begin, end = event_id(number, min(max(after, 0), MAX_SEQ)), event_id(number, MAX_SEQ)
+    rows = connection.execute(EVENTS, (begin, end, limit))
     with closing(rows):
         for row in rows:
             found.extend(event for event in stored_events(job_id, EventRow(*row)) if event.seq > after)
@@ -117,10 +124,7 @@ def frames(
         return False, None
     found: list[bytes] = []
     size = 0
-    rows = connection.execute(
-        f"{_EVENT} WHERE job = ? AND attempt = ? AND last_frame > ? ORDER BY last_frame",
-        (number, after.attempt, after.frame),
-    )
+    rows = connection.execute(FRAMES, (number, after.attempt, after.frame))
     with closing(rows):
         for row in rows:
             first, run = frames_of(EventRow(*row))

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, cast
 import orjson
 
 from events.codec import decode, encode
-from events.errors import CodecError
+from events.errors import CodecError, TooManyEventsError
 from events.log.content import content_bytes, content_of, with_content
+from events.log.sqlite_schema import MAX_SEQ, SEQ_BITS
 from events.projections import JobSnapshot
 from events.state import JobState
 from events.types import Event, Failure, FramesReceived, JobCompleted, Mode, StoredEvent
@@ -57,7 +58,7 @@ _CHANGING = (
     "message_seq",
 )
 JOB_COLUMNS = _FIXED + _CHANGING
-EVENT_COLUMNS = ("job", "seq", "attempt", "last_frame", "fact", "content")
+EVENT_COLUMNS = ("id", "attempt", "last_frame", "fact", "content")
 
 JOB_INSERT = (
     f"INSERT INTO jobs ({', '.join(JOB_COLUMNS)}) VALUES {{rows}}"  # noqa: S608 - constants
@@ -67,19 +68,44 @@ JOB_INSERT = (
     + ", idempotency_key = CASE excluded.state WHEN 'expired' THEN NULL ELSE idempotency_key END"
 )
 EVENT_INSERT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES {{rows}}"  # noqa: S608 - constants
+EVENT_SELECT = f"SELECT id & {MAX_SEQ}, {', '.join(EVENT_COLUMNS[1:])} FROM events"  # noqa: S608 - constants
+"""Of EventRows."""
+MESSAGE = f"(SELECT content FROM events WHERE id = (jobs.id << {SEQ_BITS}) + jobs.message_seq)"  # noqa: S608 - same
+"""The Message of a job."""
+
+# Cross joins are made in the order they are written in: from a job to the range of its events.
+_EVENTS_OF = (
+    "SELECT events.id FROM json_each(?) AS wanted CROSS JOIN jobs ON {wanted} CROSS JOIN events ON"  # noqa: S608
+    f" events.id BETWEEN jobs.id << {SEQ_BITS} AND (jobs.id << {SEQ_BITS}) + {MAX_SEQ}"  # constants
+)
+EVENTS_REDACT = (
+    "UPDATE events SET content = NULL WHERE content IS NOT NULL AND id IN"  # noqa: S608 - constants
+    f" ({_EVENTS_OF.format(wanted='jobs.job_id = wanted.value')})"
+)
+"""Drops the content of jobs, given a JSON array of their ids."""
+EVENTS_DELETE = (
+    "DELETE FROM events WHERE id IN"  # noqa: S608 - constants
+    f" ({_EVENTS_OF.format(wanted='jobs.id = wanted.value')})"
+)
+"""Deletes the events of jobs, given a JSON array of their numbers."""
 
 JobRow = tuple[Any, ...]
 """In the order of JOB_COLUMNS."""
 
 
 class EventRow(NamedTuple):
-    """One row of ``events``, but for the number of its job."""
+    """One row of ``events``, but for the number of its job. ``seq`` is that of its last event."""
 
     seq: int
     attempt: int | None
     last_frame: int | None
     fact: bytes
     content: bytes | None
+
+
+def event_id(number: int, seq: int) -> int:
+    """The id of the row that ends with this event; ``seq`` is at most MAX_SEQ, or it is another job's."""
+    return (number << SEQ_BITS) + seq
 
 
 def job_row(number: int, snapshot: JobSnapshot, *, key: str | None, message_seq: int | None) -> JobRow:
@@ -165,7 +191,8 @@ def message_seq(first_seq: int, events: Sequence[Event]) -> int | None:
 
 
 def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
-    """The rows of consecutive events. Raises CodecError for what cannot be stored."""
+    """The rows of consecutive events. Raises CodecError for what cannot be stored, TooManyEventsError."""
+    check_room(first_seq + len(events) - 1)
     rows: list[EventRow] = []
     group: list[Event] = []
     size = 0
@@ -178,6 +205,12 @@ def event_rows(first_seq: int, events: Sequence[Event]) -> list[EventRow]:
     if group:
         rows.append(_row(first_seq + len(events) - 1, group))
     return rows
+
+
+def check_room(last_seq: int, *, reserved: int = 0) -> None:
+    """Raise TooManyEventsError where a job has no room for an event of that number, and ``reserved`` more."""
+    if last_seq > MAX_SEQ - reserved:
+        raise TooManyEventsError(MAX_SEQ - reserved)
 
 
 def _share_a_row(last: Event, event: Event) -> bool:

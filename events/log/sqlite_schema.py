@@ -7,7 +7,7 @@ of ours. Connections commit by themselves; whoever wants a transaction begins on
 import fcntl
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -31,6 +31,12 @@ WAL_BYTES = 32 << 20
 
 OLDEST_SQLITE = (3, 35, 0)
 """What the SQL used here is tried on: upserts, partial indexes, JSON functions."""
+
+SEQ_BITS = 24
+"""The id of an event's row is its job's number and, in so many lower bits, its seq: the file's format."""
+
+MAX_SEQ = (1 << SEQ_BITS) - 1
+"""The most events a job can have."""
 
 Migration = Sequence[str]
 """The statements that lead from one version to the next, one each."""
@@ -133,8 +139,30 @@ MIGRATIONS: Sequence[Migration] = (
         ) WITHOUT ROWID
         """,
     ),
-    # From here on a row of events may hold several facts, a line each.
-    (),
+    (
+        # From here on a row of events may hold several facts, a line each. In a table by row number nearly a
+        # page of a row stays where the row is; in one by another key it is a quarter, and the rest of every
+        # body takes pages of its own.
+        """
+        CREATE TABLE events_by_id (
+            id INTEGER PRIMARY KEY,
+            attempt INTEGER,
+            last_frame INTEGER,
+            fact BLOB NOT NULL,
+            content BLOB
+        )
+        """,
+        f"""
+        INSERT INTO events_by_id
+            SELECT (job << {SEQ_BITS}) + seq, attempt, last_frame, fact, content FROM events ORDER BY job, seq
+        """,  # noqa: S608 - a constant
+        "DROP TABLE events",
+        "ALTER TABLE events_by_id RENAME TO events",
+        f"""
+        CREATE INDEX events_frames ON events (id >> {SEQ_BITS}, attempt, last_frame)
+            WHERE attempt IS NOT NULL
+        """,
+    ),
 )
 
 
@@ -169,10 +197,16 @@ def _open_private(path: str | Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def open_database(path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> sqlite3.Connection:
+def open_database(
+    path: Path,
+    *,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    on_migration: Callable[[int], None] | None = None,
+) -> sqlite3.Connection:
     """The connection that writes, its file made or brought to the newest version. The caller has the lock.
 
-    Raises LogOpenError. The file is readable for its owner only.
+    Before an older file, of so many bytes, is brought there, ``on_migration`` is told: it may take seconds
+    a GB. Raises LogOpenError. The file is readable for its owner only.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise LogOpenError(
@@ -184,7 +218,7 @@ def open_database(path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -
         os.close(_open_private(path))
         connection = connect(path)
         try:
-            _prepare(connection, path, migrations)
+            _prepare(connection, path, migrations, on_migration)
         except BaseException:
             connection.close()
             raise
@@ -203,7 +237,12 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
+def _prepare(
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: Sequence[Migration],
+    on_migration: Callable[[int], None] | None,
+) -> None:
     version = _pragma(connection, "user_version")
     empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     if _pragma(connection, "application_id") != APPLICATION_ID and not empty:
@@ -227,12 +266,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mi
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     # Dropped content is overwritten where that costs no extra write.
     connection.execute("PRAGMA secure_delete = FAST")
-    if path.stat().st_size <= CHECKED_FILE_BYTES:
+    size = path.stat().st_size
+    if size <= CHECKED_FILE_BYTES:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != ("ok",):
             raise sqlite3.DatabaseError(found[0])
     # Not without need: a full disk should not keep a log from being read.
     if version < len(migrations):
+        if version > 0 and on_migration is not None:
+            on_migration(size)
         migrate(connection, migrations)
 
 

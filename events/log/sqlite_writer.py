@@ -23,10 +23,13 @@ from events.errors import DuplicateKeyError, LogError, SequenceConflict
 from events.log.sqlite_rows import (
     EVENT_COLUMNS,
     EVENT_INSERT,
+    EVENTS_DELETE,
+    EVENTS_REDACT,
     JOB_COLUMNS,
     JOB_INSERT,
     EventRow,
     JobRow,
+    event_id,
     event_rows,
 )
 from events.types import Event
@@ -199,11 +202,7 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
     _insert(connection, EVENT_INSERT, len(EVENT_COLUMNS), _event_values(jobs))
     redacted = [*batch.redacted, *(job.job_id for job in jobs if job.expired)]
     if redacted:
-        connection.execute(
-            "UPDATE events SET content = NULL WHERE content IS NOT NULL AND job IN"
-            " (SELECT id FROM jobs WHERE job_id IN (SELECT value FROM json_each(?)))",
-            (_json(redacted),),
-        )
+        connection.execute(EVENTS_REDACT, (_json(redacted),))
         connection.execute(
             "UPDATE jobs SET message_seq = NULL WHERE job_id IN (SELECT value FROM json_each(?))",
             (_json(redacted),),
@@ -223,9 +222,9 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
 def _event_values(jobs: Iterable[JobWrite]) -> Iterator[Sequence[Any]]:
     for job in jobs:
         for row in event_rows(job.flushed_first_seq, job.flushed):
-            yield (job.number, *row)
+            yield (event_id(job.number, row.seq), *row[1:])
         for row in job.events:
-            yield (job.number, *row)
+            yield (event_id(job.number, row.seq), *row[1:])
 
 
 def _insert(
@@ -312,7 +311,7 @@ def insert_new(connection: sqlite3.Connection, jobs: list[JobWrite]) -> LogError
 
 def delete_jobs(connection: sqlite3.Connection, numbers: tuple[str]) -> None:
     """Delete jobs and their events; ``numbers`` is a JSON array of the jobs' rows."""
-    connection.execute("DELETE FROM events WHERE job IN (SELECT value FROM json_each(?))", numbers)
+    connection.execute(EVENTS_DELETE, numbers)
     connection.execute("DELETE FROM jobs WHERE id IN (SELECT value FROM json_each(?))", numbers)
 
 

@@ -15,6 +15,7 @@ import trio
 
 from events.codec import decode
 from events.log.sqlite import open_sqlite_log
+from events.log.sqlite_schema import MIGRATIONS, open_database
 from events.types import AttemptStarted, Event, JobAccepted, JobCompleted, Mode
 from tests.e2e.daemon import Process, spawned
 from tests.e2e.wire import Wire, assert_error, connect, post, request
@@ -82,7 +83,8 @@ async def fill(path: Path, jobs: int, *, finished: bool) -> None:
         )
         file.execute(
             f"INSERT INTO events {numbers}"  # noqa: S608 - our own
-            " SELECT n, seq, attempt, last_frame, fact, content FROM other, events WHERE job = 1",
+            " SELECT (n << 24) + (id & 0xFFFFFF), attempt, last_frame, fact, content"
+            " FROM other, events WHERE id >> 24 = 1",
             (jobs,),
         )
         file.execute("UPDATE jobs SET job_id = printf('00000000-0000-0000-0000-%012d', 1) WHERE id = 1")
@@ -170,7 +172,7 @@ def _second_attempts(path: Path) -> tuple[dict[int, float], dict[int, float]]:
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
     with closing(sqlite3.connect(path)) as file:
-        query = "SELECT job, fact FROM events WHERE attempt IS NULL AND job <= ? ORDER BY job, seq"
+        query = "SELECT id >> 24 AS job, fact FROM events WHERE attempt IS NULL AND job <= ? ORDER BY id"
         for number, facts in file.execute(query, (UNFINISHED_JOBS,)):
             for fact in facts.split(b"\n"):
                 match decode(fact):
@@ -179,6 +181,15 @@ def _second_attempts(path: Path) -> tuple[dict[int, float], dict[int, float]]:
                     case JobCompleted(attempt=2, at=at):
                         ended[number] = at
     return began, ended
+
+
+def test_an_older_file_is_brought_up_and_says_so(place: Path) -> None:
+    (place / "messagesd.toml").write_text(TOML.replace('"warning"', '"info"'))
+    open_database(place / "events.db", migrations=MIGRATIONS[:2]).close()
+    with spawned("serve", "--port", "0", cwd=place) as daemon:
+        daemon.started().tell(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert "log.migrating" in daemon.errors
 
 
 # --- refused ---------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ async def fill(path: Path, count: int, state: str) -> None:
     async with open_sqlite_log(path) as log:
         with closing(log._commit._writer._connection.cursor()) as cursor:
             cursor.execute(FINISHED.format(count=count, state=state))
-            cursor.execute("INSERT INTO events (job, seq, fact) SELECT id, 1, zeroblob(300) FROM jobs")
+            cursor.execute("INSERT INTO events (id, fact) SELECT (id << 24) + 1, zeroblob(300) FROM jobs")
 
 
 async def test_opening_does_not_read_what_is_finished(path: Path) -> None:

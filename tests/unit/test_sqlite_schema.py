@@ -1,13 +1,15 @@
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from events.errors import LogOpenError
-from events.log.sqlite_reader import unfinished_jobs
+from events.log.sqlite_reader import EVENTS, FRAMES, unfinished_jobs
 from events.log.sqlite_records import UNANNOUNCED
+from events.log.sqlite_rows import EVENTS_DELETE, EVENTS_REDACT, MESSAGE
 from events.log.sqlite_schema import (
     APPLICATION_ID,
     MIGRATIONS,
@@ -127,6 +129,79 @@ def test_the_lock_names_its_holder_and_ends_with_release(tmp_path: Path) -> None
         FileLock(path)
     lock.release()
     FileLock(path).release()
+
+
+OLD_EVENTS = (
+    (1, 2, None, None, b"accepted\nstarted", b"body of 1" * 1000),
+    (1, 4, 1, 7, b"frames", b"ab"),
+    (1, 5, None, None, b"completed", b"message of 1"),
+    (2, 1, None, None, b"accepted", b"body of 2"),
+    (70_000, 16_777_215, None, None, b"expired", None),
+)
+"""Job, seq, attempt, last frame, fact, content."""
+
+
+def test_events_of_the_second_version_keep_job_seq_and_content_in_the_third(tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    with closing(open_database(path, migrations=MIGRATIONS[:2])) as connection:
+        connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", reversed(OLD_EVENTS))
+    told: list[int] = []
+    with closing(open_database(path, migrations=MIGRATIONS[:3], on_migration=told.append)) as connection:
+        kept = "SELECT id >> 24, id & 0xFFFFFF, attempt, last_frame, fact, content FROM events ORDER BY id"
+        assert connection.execute(kept).fetchall() == list(OLD_EVENTS)
+        assert connection.execute(FRAMES, (1, 1, 6)).fetchall() == [(4, 1, 7, b"frames", b"ab")]
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    for file in (path, tmp_path / "new.db"):
+        open_database(file, migrations=MIGRATIONS[:3], on_migration=told.append).close()
+    assert len(told) == 1
+    assert told[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (EVENTS, ["events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"]),
+        (FRAMES, ["events USING INDEX events_frames (<expr>=? AND attempt=? AND last_frame>?)"]),
+        (
+            f"SELECT job_id, {MESSAGE} FROM jobs WHERE job_id = 'j'",  # noqa: S608 - constants
+            [
+                "jobs USING INDEX sqlite_autoindex_jobs_1 (job_id=?)",
+                "events USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            f"SELECT {MESSAGE} FROM jobs WHERE batch_id = 'b' AND id > 7 ORDER BY id LIMIT 9",  # noqa: S608 - same
+            [
+                "jobs USING INDEX jobs_items (batch_id=? AND id>?)",
+                "events USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            EVENTS_REDACT,
+            [
+                "events USING INTEGER PRIMARY KEY (rowid=?)",
+                "jobs USING COVERING INDEX sqlite_autoindex_jobs_1 (job_id=?)",
+                "events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
+            ],
+        ),
+        (
+            EVENTS_DELETE,
+            [
+                "events USING INTEGER PRIMARY KEY (rowid=?)",
+                "jobs USING INTEGER PRIMARY KEY (rowid=?)",
+                "events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
+            ],
+        ),
+    ],
+)
+def test_what_is_asked_of_events_goes_to_its_rows(tmp_path: Path, query: str, expected: list[str]) -> None:
+    with closing(open_database(tmp_path / "events.db")) as connection:
+        values = (None,) * query.count("?")
+        plan = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+    # All but the array that lists the jobs.
+    assert [step.removeprefix("SEARCH ") for step in plan if step.startswith("SEARCH ")] == expected
+    assert [step for step in plan if step.startswith("SCAN ") and "wanted VIRTUAL TABLE" not in step] == []
+    assert not any("TEMP B-TREE" in step for step in plan)
 
 
 def test_jobs_of_the_first_version_read_on_in_the_second(tmp_path: Path) -> None:
