@@ -94,11 +94,12 @@ async def test_an_old_file_is_read_on_and_written_on(tmp_path: Path) -> None:
         await log.append("running", [message], 6)
         await log.append("item", [completed()], 2)
         await log.redact("done")
-    assert rows(path, "SELECT seq FROM events WHERE job = 2 ORDER BY seq") == [(1,), (2,), (4,), (6,), (7,)]
+    found = rows(path, "SELECT id - (2 << 24) FROM events WHERE id >> 24 = 2 ORDER BY id")
+    assert found == [(1,), (2,), (4,), (6,), (7,)]
     async with open_sqlite_log(path) as log:
         await must_tell(log, "running", [*running, *again, message])
         assert (await log.snapshot("item")).message == b'{"id":"msg"}'
         assert await log.items.counts("b") == ItemCounts(succeeded=1)
         redacted = await log.snapshot("done")
         assert (redacted.state, redacted.last_seq, redacted.message) == (JobState.COMPLETED, 5, b"")
-    assert rows(path, "SELECT count(content) FROM events WHERE job = 1") == [(0,)]
+    assert rows(path, "SELECT count(content) FROM events WHERE id >> 24 = 1") == [(0,)]
