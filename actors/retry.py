@@ -6,6 +6,7 @@ a connection that broke, a time bound that ran out (502 and 504 here), and the s
 failure worth another try, ``false`` forbids to ask the same target again (others may be).
 401 and 403 speak of our key: another key of the provider is tried, else another target. So it is with a 429
 whose key is left alone for longer than the wait, unless no other target is left.
+What a provider cannot do, and says before it calls its upstream, is for another target at once.
 
 The backoff is exponential with full jitter:
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -67,6 +68,8 @@ class Standing:
     """How many others are left that can be used now."""
     now: float
     """Unix seconds, for a ``retry-after`` that is a date."""
+    unsupported: bool = False
+    """This target cannot do what is asked; its upstream was not called."""
     passed_over_s: float = 0.0
     """For so long all keys here cool down while another target has one that can be used; else 0."""
 
@@ -80,6 +83,7 @@ class Decision:
     """The wait before a retry."""
 
 
+_FALL_BACK = Decision(NextStep.FALL_BACK)
 _GIVE_UP = Decision(NextStep.GIVE_UP)
 
 
@@ -90,6 +94,8 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     """
     if standing.shown or standing.attempts >= policy.max_attempts or standing.elapsed_s >= policy.total_s:
         return _GIVE_UP
+    if standing.unsupported:
+        return _FALL_BACK if standing.other_targets else _GIVE_UP
     told = should_retry(failure)
     new_key = standing.other_key and failure.status in KEY_FAILURES
     if not (told or new_key or failure.status in RETRYABLE or failure.status in KEY_TROUBLE):
@@ -105,7 +111,7 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     again = again and standing.attempts + standing.other_targets < policy.max_attempts
     if again and standing.tries <= policy.max_retries and standing.elapsed_s + after_s <= policy.total_s:
         return Decision(NextStep.RETRY, after_s)
-    return Decision(NextStep.FALL_BACK) if standing.other_targets else _GIVE_UP
+    return _FALL_BACK if standing.other_targets else _GIVE_UP
 
 
 def wait_s(failure: Failure, tries: int, policy: RetryPolicy, random: Random, *, now: float) -> float:

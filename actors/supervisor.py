@@ -13,7 +13,7 @@ import trio
 from actors.broadcast import Replay
 from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
-from actors.errors import JobConflictError, OverloadedError
+from actors.errors import JobConflictError, NoTargetError, OverloadedError
 from actors.expiry import Expiry
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.line import Line
@@ -29,7 +29,7 @@ from actors.submission import (
     new_job_id,
     provider_call,
 )
-from actors.targets import Course, NoTargetError, Targets
+from actors.targets import Course, Targets
 from actors.telemetry import Telemetry, log_job_end
 from actors.webhooks.webhooks import Webhooks
 from actors.work import Watch, Work, is_stream

@@ -6,7 +6,6 @@ of it is synchronous but for waiting in line.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from random import Random
 
 import structlog
@@ -14,7 +13,7 @@ import trio
 
 from actors.circuit import CircuitPolicy, CircuitReport, Circuits, CircuitState
 from actors.clock import Clock
-from actors.errors import NoSuchModelError, OverloadedError
+from actors.errors import NoSuchModelError, NoTargetError, ProviderError, UnsupportedError
 from actors.line import Line, Turn
 from actors.providers.base import Provider, ProviderCall
 from actors.providers.keys import ANY_MODEL, KeyRing
@@ -25,16 +24,6 @@ from events.types import Failure, Mode, NextStep
 
 DEFAULT_CONCURRENCY = 10_000
 """Jobs at work at a provider that does not say."""
-
-
-class NoTargetError(OverloadedError):
-    """The circuits of all targets of a model are open. Nothing was asked of an upstream."""
-
-    def __init__(self, retry_in_s: float) -> None:
-        super().__init__(
-            "no upstream for this model can serve now; try again", retry_after_s=max(1, ceil(retry_in_s))
-        )
-        self.retry_in_s = retry_in_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,9 +341,9 @@ class Course:
         self._probe = False
         self._targets.succeeded(self.target)
 
-    def failed(self, failure: Failure, *, shown: bool) -> Decision:
+    def failed(self, error: ProviderError, *, shown: bool) -> Decision:
         """The attempt failed: note it and say what follows. ``shown``: a watcher has seen content of it."""
-        target, targets = self.target, self._targets
+        target, targets, failure = self.target, self._targets, error.failure
         probe, self._probe = self._probe, False
         targets.failed(target, self.key_name, failure, probe=probe)
         self._failed += 1
@@ -372,6 +361,7 @@ class Course:
                 tries=tries,
                 elapsed_s=0.0 if self._begun_at is None else trio.current_time() - self._begun_at,
                 shown=shown or not self._may_retry,
+                unsupported=isinstance(error, UnsupportedError),
                 other_key=len(ring) > 1 and ring.ready(target.model),
                 same_target=not targets.open_s(target),
                 other_targets=len(others),

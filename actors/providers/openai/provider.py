@@ -244,7 +244,7 @@ def _encode(request: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(request)
     except orjson.JSONEncodeError:  # it reads deeper than it writes
-        raise ProviderError("the request is nested too deeply", status=400) from None
+        raise UnsupportedError("the request is nested too deeply", status=400) from None
 
 
 async def _estimate(request: Mapping[str, Any]) -> int:
