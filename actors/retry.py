@@ -63,11 +63,13 @@ class Standing:
     other_key: bool
     """The provider has another key that can be used now."""
     same_target: bool
-    """The target may be asked again: its circuit is closed."""
+    """The target may be asked again: its circuit is closed, or will be probed after ``idle_s``."""
     other_targets: int
-    """How many others are left that can be used now."""
+    """How many others are left that can be used now, or waited for."""
     now: float
     """Unix seconds, for a ``retry-after`` that is a date."""
+    idle_s: float = 0.0
+    """For so long no target at all can be asked, and the job waits for one; else 0."""
     unsupported: bool = False
     """This target cannot do what is asked; its upstream was not called."""
     passed_over_s: float = 0.0
@@ -107,6 +109,7 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     else:
         again = standing.same_target and told is not False and (told or failure.status not in KEY_TROUBLE)
         again = again and standing.passed_over_s <= after_s
+    after_s = max(after_s, standing.idle_s)
     # An attempt is kept for each of the others: one of them may be sound.
     again = again and standing.attempts + standing.other_targets < policy.max_attempts
     if again and standing.tries <= policy.max_retries and standing.elapsed_s + after_s <= policy.total_s:

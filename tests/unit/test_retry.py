@@ -56,6 +56,7 @@ standings = st.builds(
     same_target=st.booleans(),
     other_targets=st.integers(0, 9),
     now=st.just(NOW),
+    idle_s=st.sampled_from([0.0, 5.0, 60.0]),
     unsupported=st.booleans(),
     passed_over_s=st.floats(0, 100),
 )
@@ -167,7 +168,8 @@ def test_the_bounds_hold(failed: Failure, standing: Standing, policy: RetryPolic
         assert standing.same_target
         assert not standing.unsupported
         assert standing.tries <= policy.max_retries
-        assert 0 <= decision.after_s <= max(policy.max_retry_after_s, policy.max_backoff_s)
+        longest_s = max(policy.max_retry_after_s, policy.max_backoff_s, standing.idle_s)
+        assert standing.idle_s <= decision.after_s <= longest_s
         assert standing.elapsed_s + decision.after_s <= policy.total_s
     else:
         assert decision.after_s == 0
