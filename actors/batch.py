@@ -21,6 +21,7 @@ from actors.commands import CRASH_FAILURE, SHUTDOWN_FAILURE, CancelJob
 from actors.errors import NoSuchModelError, OverloadedError
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.recovery import Verdict, attempts_of, end_interrupted, failure_by, verdict_on
+from actors.resumption import wait_left_s
 from actors.supervisor import Supervisor
 from events.batch_codec import decode_batch, encode_batch, encode_batch_event
 from events.batches import (
@@ -273,8 +274,11 @@ class BatchActor:
             attempts = await attempts_of(self._log, item)
             verdict = verdict_on(item, max_attempts=self._parts.max_attempts, cut_off=attempts.cut_off)
             if verdict is Verdict.RESUME:
+                wait_s = await wait_left_s(self._log, item, self._parts.clock.now())
+                due_at = trio.current_time() + wait_s
                 await self._slot(item.job_id)
-                self._begin(nursery, item, failed=attempts.failed)
+                after_s = due_at - trio.current_time()
+                self._begin(nursery, item, failed=attempts.failed, after_s=after_s)
             else:
                 failure = failure_by(verdict, item, attempts)
                 await end_interrupted(self._log, item, failure, self._parts.clock.now())
@@ -312,10 +316,12 @@ class BatchActor:
             self._parts.slots.release_on_behalf_of(job_id)
             raise
 
-    def _begin(self, nursery: trio.Nursery, item: JobSnapshot, *, failed: int = 0) -> None:
+    def _begin(
+        self, nursery: trio.Nursery, item: JobSnapshot, *, failed: int = 0, after_s: float = 0.0
+    ) -> None:
         """Run an item, in the place that was found for it. Synchronous."""
         try:
-            actor = self._parts.supervisor.resume(item, failed=failed)
+            actor = self._parts.supervisor.resume(item, failed=failed, after_s=after_s)
         except NoSuchModelError as error:
             self._busy.add(item.job_id)
             nursery.start_soon(self._refuse, item, error.failure)
