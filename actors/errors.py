@@ -24,7 +24,7 @@ No error of this tree ever carries a provider key or an address: they are shown 
 
 from math import ceil
 
-from events.types import Failure, Headers
+from events.types import Failure, Headers, Usage
 
 # Anthropic error types by status: https://docs.anthropic.com/en/api/errors
 _TYPE_BY_STATUS = {
@@ -81,6 +81,8 @@ class ProviderError(ActorError):
     """The upstream's side failed."""
 
     status = 502
+    usage: Usage | None = None
+    """What the call used until then, where the adapter knows better than its frames told."""
 
 
 class UpstreamConnectionError(ProviderError):

@@ -216,8 +216,8 @@ class JobActor:
 
     async def _failed(self, error: ProviderError) -> list[Event]:
         """Record a failed attempt and wait for the next; or the events that end the job."""
-        course, attempt, usage = self._work.course, self._snapshot.attempt, self._fold.usage
-        failure = error.failure
+        course, attempt, failure = self._work.course, self._snapshot.attempt, error.failure
+        usage = self._fold.usage if error.usage is None else error.usage
         decision = course.failed(error, shown=self._frames > 0 and self._broadcast.watched)
         failed = attempt_failed(failure, decision, attempt=attempt, at=self._clock.now())
         log_attempt_failed(self.logger, failed, course.target.provider.name)
