@@ -63,7 +63,7 @@ async def to_an_answer(
     *,
     begin: Callable[[], Awaitable[None]],
     attempt: Callable[[ProviderCall], Awaitable[list[Event]]],
-    failed: Callable[[Failure], Awaitable[list[Event]]],
+    failed: Callable[[ProviderError], Awaitable[list[Event]]],
 ) -> list[Event]:
     """Attempts until one brings the answer or nothing is left to try: the events that end the job.
 
@@ -75,7 +75,7 @@ async def to_an_answer(
         try:
             last = await attempt(course.call(call))
         except ProviderError as error:
-            last = await failed(error.failure)
+            last = await failed(error)
             if last:
                 return last
         else:

@@ -21,7 +21,9 @@ from actors.commands import CRASH_FAILURE, SHUTDOWN_FAILURE, CancelJob
 from actors.errors import NoSuchModelError, OverloadedError
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.recovery import Verdict, attempts_of, end_interrupted, failure_by, verdict_on
+from actors.resumption import wait_left_s
 from actors.supervisor import Supervisor
+from actors.telemetry import Telemetry
 from events.batch_codec import decode_batch, encode_batch, encode_batch_event
 from events.batches import (
     BATCH_TRANSITIONS,
@@ -39,6 +41,7 @@ from events.errors import EventsError, LogUnavailableError
 from events.log.base import EventLog
 from events.log.records import Record
 from events.projections import JobSnapshot
+from events.state import JobState
 from events.types import Failure, JobCancelled, JobFailed
 
 KIND = "batch"
@@ -69,6 +72,8 @@ class BatchParts:
     """Items of one batch that run at once."""
     max_attempts: int
     """Attempts at one item, those that a restart cut off included."""
+    telemetry: Telemetry
+    """Hears of the items that end without having been run; the supervisor tells of the others."""
 
 
 def record_of(batch: BatchSnapshot) -> Record:
@@ -170,6 +175,7 @@ class BatchActor:
             with trio.fail_after(COMMIT_TIMEOUT_S, shield=True):
                 await self._log.append(item.job_id, [event], item.last_seq)
             self._count(ItemResult.CANCELED)
+            self._tell(JobState.CANCELLED)
         finally:
             self._busy.discard(item.job_id)
             self._wake()
@@ -239,10 +245,15 @@ class BatchActor:
         self.counts = await items.counts(batch_id)
         if self.counts.processing:
             event = self._last_event()
-            while await items.end_waiting(batch_id, event, but=(), limit=ENDED_AT_ONCE) == ENDED_AT_ONCE:
+            state = JobState.CANCELLED if isinstance(event, JobCancelled) else JobState.FAILED
+            ended = ENDED_AT_ONCE
+            while ended == ENDED_AT_ONCE:
+                ended = await items.end_waiting(batch_id, event, but=(), limit=ENDED_AT_ONCE)
+                self._tell(state, ended)
                 self.counts = await items.counts(batch_id)
             for item in await items.begun(batch_id):
                 await self._log.append(item.job_id, [event], item.last_seq)
+                self._tell(state)
             self.counts = await items.counts(batch_id)
         await self._append(BatchEnded(at=self._parts.clock.now(), counts=self.counts))
         self.logger.info("batch ended", action="batch.ended", **asdict(self.counts))
@@ -273,12 +284,16 @@ class BatchActor:
             attempts = await attempts_of(self._log, item)
             verdict = verdict_on(item, max_attempts=self._parts.max_attempts, cut_off=attempts.cut_off)
             if verdict is Verdict.RESUME:
+                wait_s = await wait_left_s(self._log, item, self._parts.clock.now())
+                due_at = trio.current_time() + wait_s
                 await self._slot(item.job_id)
-                self._begin(nursery, item, failed=attempts.failed)
+                after_s = due_at - trio.current_time()
+                self._begin(nursery, item, failed=attempts.failed, after_s=after_s)
             else:
                 failure = failure_by(verdict, item, attempts)
                 await end_interrupted(self._log, item, failure, self._parts.clock.now())
                 self._count(ItemResult.ERRORED)
+                self._tell(JobState.FAILED)
 
     async def _feed(self, nursery: trio.Nursery) -> bool:
         """Begin every waiting item, in order; whether there were any."""
@@ -312,10 +327,12 @@ class BatchActor:
             self._parts.slots.release_on_behalf_of(job_id)
             raise
 
-    def _begin(self, nursery: trio.Nursery, item: JobSnapshot, *, failed: int = 0) -> None:
+    def _begin(
+        self, nursery: trio.Nursery, item: JobSnapshot, *, failed: int = 0, after_s: float = 0.0
+    ) -> None:
         """Run an item, in the place that was found for it. Synchronous."""
         try:
-            actor = self._parts.supervisor.resume(item, failed=failed)
+            actor = self._parts.supervisor.resume(item, failed=failed, after_s=after_s)
         except NoSuchModelError as error:
             self._busy.add(item.job_id)
             nursery.start_soon(self._refuse, item, error.failure)
@@ -328,6 +345,7 @@ class BatchActor:
         try:
             await end_interrupted(self._log, item, failure, self._parts.clock.now())
             self._count(ItemResult.ERRORED)
+            self._tell(JobState.FAILED)
         except EventsError:
             self.logger.exception("item not ended yet", action="batch.delayed", job_id=item.job_id)
             await trio.sleep(LOG_RETRY_S)
@@ -349,6 +367,10 @@ class BatchActor:
 
     def _count(self, result: ItemResult) -> None:
         self.counts = self.counts.moved(result)
+
+    def _tell(self, state: JobState, count: int = 1) -> None:
+        """So many items that no actor had have ended."""
+        self._parts.telemetry.items_ended(state, count)
 
     # -- waiting ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from events.log.base import EventLog
 from events.log.records import Record
 from events.projections import JobSnapshot
 from events.snapshots import RESERVED_RESULT_BYTES, SnapshotStore
+from events.state import JobState
 from events.types import Mode
 
 MAX_UPLOADS = 16
@@ -95,6 +96,7 @@ class Batches:
             slots=trio.CapacityLimiter(limits.max_running),
             max_running=limits.max_running_per_batch,
             max_attempts=limits.max_attempts,
+            telemetry=telemetry,
         )
         self._actors: dict[str, BatchActor] = {}
         self._uploads = 0
@@ -191,6 +193,7 @@ class Batches:
     def _accepted(self, batch: BatchSnapshot, counts: ItemCounts) -> None:
         for _ in range(batch.requests):
             self._telemetry.job_accepted(Mode.BATCH)
+        self._telemetry.items_ended(JobState.FAILED, counts.errored)
         self._start(batch, counts)
         self._logger.info(
             "batch accepted",

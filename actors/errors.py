@@ -10,6 +10,7 @@
     |   +-- UpstreamStatusError       the upstream said no: its status, type and text    its own
     |   +-- UnsupportedError          this provider cannot do what was asked             404, 400
     +-- OverloadedError               admission refused it; nothing was accepted         529
+    |   +-- NoTargetError             the circuits of all targets are open               529
     +-- NoSuchModelError              no route and no provider for the model             404
     +-- JobNotFoundError              unknown, expired, or another owner's: one answer   404
     +-- BatchNotFoundError            the same of a batch                                404
@@ -21,7 +22,9 @@
 No error of this tree ever carries a provider key or an address: they are shown to clients as they are.
 """
 
-from events.types import Failure, Headers
+from math import ceil
+
+from events.types import Failure, Headers, Usage
 
 # Anthropic error types by status: https://docs.anthropic.com/en/api/errors
 _TYPE_BY_STATUS = {
@@ -78,6 +81,8 @@ class ProviderError(ActorError):
     """The upstream's side failed."""
 
     status = 502
+    usage: Usage | None = None
+    """What the call used until then, where the adapter knows better than its frames told."""
 
 
 class UpstreamConnectionError(ProviderError):
@@ -99,7 +104,10 @@ class UpstreamStatusError(ProviderError):
 
 
 class UnsupportedError(ProviderError):
-    """The provider cannot do this: 404 for a path it does not speak, 400 for a part of a request."""
+    """The provider cannot do this: 404 for a path it does not speak, 400 for a part of a request.
+
+    Raised before the upstream is called. Another provider may be able to.
+    """
 
     status = 404
 
@@ -111,6 +119,16 @@ class OverloadedError(ActorError):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, headers=(("retry-after", str(retry_after_s)),))
+
+
+class NoTargetError(OverloadedError):
+    """The circuits of all targets of a model are open. Nothing was asked of an upstream."""
+
+    def __init__(self, retry_in_s: float) -> None:
+        super().__init__(
+            "no upstream for this model can serve now; try again", retry_after_s=max(1, ceil(retry_in_s))
+        )
+        self.retry_in_s = retry_in_s
 
 
 class NoSuchModelError(ActorError):

@@ -29,9 +29,9 @@ from actors.commands import (
     interruption,
     terminal_event,
 )
+from actors.errors import NoTargetError, ProviderError
 from actors.inbox import Inbox
 from actors.providers.base import ProviderCall
-from actors.targets import NoTargetError
 from actors.telemetry import Telemetry, log_attempt_failed
 from actors.work import Watch, Watchers, Work, attempt_started, put_on_record, recall
 from events.errors import EventsError, LogUnavailableError, SequenceConflict
@@ -40,7 +40,6 @@ from events.message import MessageFold
 from events.projections import JobSnapshot, apply, fold
 from events.types import (
     Event,
-    Failure,
     FramesReceived,
     JobCancelled,
     JobCompleted,
@@ -215,10 +214,11 @@ class JobActor:
         finally:
             work.leave()
 
-    async def _failed(self, failure: Failure) -> list[Event]:
+    async def _failed(self, error: ProviderError) -> list[Event]:
         """Record a failed attempt and wait for the next; or the events that end the job."""
-        course, attempt, usage = self._work.course, self._snapshot.attempt, self._fold.usage
-        decision = course.failed(failure, shown=self._frames > 0 and self._broadcast.watched)
+        course, attempt, failure = self._work.course, self._snapshot.attempt, error.failure
+        usage = self._fold.usage if error.usage is None else error.usage
+        decision = course.failed(error, shown=self._frames > 0 and self._broadcast.watched)
         failed = attempt_failed(failure, decision, attempt=attempt, at=self._clock.now())
         log_attempt_failed(self.logger, failed, course.target.provider.name)
         # What came of this attempt is void; the stream to watch is the next one's.

@@ -14,6 +14,7 @@ import trio
 from actors.clock import Clock
 from actors.commands import INTERRUPTED
 from actors.errors import NoSuchModelError
+from actors.resumption import wait_left_s
 from actors.supervisor import Supervisor
 from events.log.base import EventLog
 from events.projections import JobSnapshot
@@ -107,7 +108,8 @@ async def recover(
         match verdict_on(snapshot, max_attempts=max_attempts, cut_off=attempts.cut_off):
             case Verdict.RESUME:
                 try:
-                    supervisor.resume(snapshot, failed=attempts.failed)
+                    after_s = await wait_left_s(log, snapshot, clock.now())
+                    supervisor.resume(snapshot, failed=attempts.failed, after_s=after_s)
                     resumed += 1
                 except NoSuchModelError as error:
                     endings.append((snapshot, error.failure))

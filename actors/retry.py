@@ -6,6 +6,7 @@ a connection that broke, a time bound that ran out (502 and 504 here), and the s
 failure worth another try, ``false`` forbids to ask the same target again (others may be).
 401 and 403 speak of our key: another key of the provider is tried, else another target. So it is with a 429
 whose key is left alone for longer than the wait, unless no other target is left.
+What a provider cannot do, and says before it calls its upstream, is for another target at once.
 
 The backoff is exponential with full jitter:
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -62,11 +63,15 @@ class Standing:
     other_key: bool
     """The provider has another key that can be used now."""
     same_target: bool
-    """The target may be asked again: its circuit is closed."""
+    """The target may be asked again: its circuit is closed, or will be probed after ``idle_s``."""
     other_targets: int
-    """How many others are left that can be used now."""
+    """How many others are left that can be used now, or waited for."""
     now: float
     """Unix seconds, for a ``retry-after`` that is a date."""
+    idle_s: float = 0.0
+    """For so long no target at all can be asked, and the job waits for one; else 0."""
+    unsupported: bool = False
+    """This target cannot do what is asked; its upstream was not called."""
     passed_over_s: float = 0.0
     """For so long all keys here cool down while another target has one that can be used; else 0."""
 
@@ -80,6 +85,7 @@ class Decision:
     """The wait before a retry."""
 
 
+_FALL_BACK = Decision(NextStep.FALL_BACK)
 _GIVE_UP = Decision(NextStep.GIVE_UP)
 
 
@@ -90,6 +96,8 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     """
     if standing.shown or standing.attempts >= policy.max_attempts or standing.elapsed_s >= policy.total_s:
         return _GIVE_UP
+    if standing.unsupported:
+        return _FALL_BACK if standing.other_targets else _GIVE_UP
     told = should_retry(failure)
     new_key = standing.other_key and failure.status in KEY_FAILURES
     if not (told or new_key or failure.status in RETRYABLE or failure.status in KEY_TROUBLE):
@@ -101,11 +109,12 @@ def decide(failure: Failure, standing: Standing, policy: RetryPolicy, random: Ra
     else:
         again = standing.same_target and told is not False and (told or failure.status not in KEY_TROUBLE)
         again = again and standing.passed_over_s <= after_s
+    after_s = max(after_s, standing.idle_s)
     # An attempt is kept for each of the others: one of them may be sound.
     again = again and standing.attempts + standing.other_targets < policy.max_attempts
     if again and standing.tries <= policy.max_retries and standing.elapsed_s + after_s <= policy.total_s:
         return Decision(NextStep.RETRY, after_s)
-    return Decision(NextStep.FALL_BACK) if standing.other_targets else _GIVE_UP
+    return _FALL_BACK if standing.other_targets else _GIVE_UP
 
 
 def wait_s(failure: Failure, tries: int, policy: RetryPolicy, random: Random, *, now: float) -> float:

@@ -6,6 +6,7 @@ nursery it is given, which outlives the server, so that no connection's end is e
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 import structlog
 import trio
@@ -13,10 +14,11 @@ import trio
 from actors.broadcast import Replay
 from actors.clock import Clock
 from actors.commands import CancelJob, StopForShutdown
-from actors.errors import JobConflictError, OverloadedError
+from actors.errors import JobConflictError, NoTargetError, OverloadedError
 from actors.expiry import Expiry
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.line import Line
+from actors.resumption import Resumption
 from actors.shelf import Shelf
 from actors.submission import (
     Submission,
@@ -29,7 +31,7 @@ from actors.submission import (
     new_job_id,
     provider_call,
 )
-from actors.targets import Course, NoTargetError, Targets
+from actors.targets import Course, Targets
 from actors.telemetry import Telemetry, log_job_end
 from actors.webhooks.webhooks import Webhooks
 from actors.work import Watch, Work, is_stream
@@ -209,10 +211,11 @@ class Supervisor:
         snapshot = await self.result(job_id, command.owner)
         return Submission(snapshot, None, None, snapshot.state)
 
-    def resume(self, snapshot: JobSnapshot, *, failed: int = 0) -> JobActor:
+    def resume(self, snapshot: JobSnapshot, *, failed: int = 0, after_s: float = 0.0) -> JobActor:
         """Start the next attempt of a job that an earlier process left; its turn comes in this order.
 
-        ``failed``: its attempts that failed by themselves.
+        ``failed``: its attempts that failed by themselves. ``after_s``: what is left of its wait; its
+        turn comes after that.
 
         An item of a batch has its turn already. Synchronous; not subject to admission, since the job was
         accepted long ago. Raises NoSuchModelError when no route leads anywhere (any more).
@@ -223,14 +226,16 @@ class Supervisor:
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle = trio.Event()
+        item = snapshot.batch_id is not None
+        join = None if item else partial(self._resumed.join, then=course.join)
         work = Work(
             course=course,
             call=None,
             as_stream=True,
             keeps_result=True,
-            turn=self._resumed.join(then=course.join) if snapshot.batch_id is None else None,
+            turn=Resumption(join, after_s=after_s) if join or after_s > 0 else None,
         )
-        self._items += snapshot.batch_id is not None
+        self._items += item
         return self._start(snapshot, work, body_bytes=0)
 
     def _start(self, snapshot: JobSnapshot, work: Work, *, body_bytes: int) -> JobActor:

@@ -6,7 +6,6 @@ of it is synchronous but for waiting in line.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from random import Random
 
 import structlog
@@ -14,7 +13,7 @@ import trio
 
 from actors.circuit import CircuitPolicy, CircuitReport, Circuits, CircuitState
 from actors.clock import Clock
-from actors.errors import NoSuchModelError, OverloadedError
+from actors.errors import NoSuchModelError, NoTargetError, ProviderError, UnsupportedError
 from actors.line import Line, Turn
 from actors.providers.base import Provider, ProviderCall
 from actors.providers.keys import ANY_MODEL, KeyRing
@@ -25,16 +24,6 @@ from events.types import Failure, Mode, NextStep
 
 DEFAULT_CONCURRENCY = 10_000
 """Jobs at work at a provider that does not say."""
-
-
-class NoTargetError(OverloadedError):
-    """The circuits of all targets of a model are open. Nothing was asked of an upstream."""
-
-    def __init__(self, retry_in_s: float) -> None:
-        super().__init__(
-            "no upstream for this model can serve now; try again", retry_after_s=max(1, ceil(retry_in_s))
-        )
-        self.retry_in_s = retry_in_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +79,9 @@ class Targets:
     ) -> "Course":
         """The course of a job; those of batches wait behind the others. Raises NoSuchModelError.
 
-        ``patient``: where no target can be asked when its turn has come, it waits for one, within the bounds
-        of the retries. ``may_retry`` False: nothing is tried after a failure. ``failed``: attempts that
-        failed before a restart.
+        ``patient``: where no target can be asked when its turn has come, or after a failure, it waits for
+        one, within the bounds of the retries. ``may_retry`` False: nothing is tried after a failure.
+        ``failed``: attempts that failed before a restart.
         """
         candidates = self._router.candidates(model, fallbacks)
         batch = mode is Mode.BATCH
@@ -272,12 +261,13 @@ class Course:
 
     def join(self) -> None:
         """Take the last turn in line, to begin when it comes. Synchronous, raises nothing."""
-        self.target = self._usable() or self.target
+        self.target = self._usable() or self._candidates[0]
         self._turn = self._targets.line(self.target).join(later=self._batch)
 
     async def begin(self) -> None:
         """Wait for a place, then begin the attempt. Raises NoTargetError; cancelled, it leaves the line."""
-        until = trio.current_time() + (self._targets.patience_s if self._patient else 0.0)
+        # Patience counts from the first attempt on.
+        until = trio.current_time() - self._elapsed_s + (self._targets.patience_s if self._patient else 0.0)
         while True:
             if self._turn is None:
                 self.join()
@@ -299,6 +289,11 @@ class Course:
                 if trio.current_time() + refusal.retry_in_s > until:
                     raise refusal
                 await trio.sleep(refusal.retry_in_s)
+
+    @property
+    def _elapsed_s(self) -> float:
+        """Since the first attempt began; 0 before."""
+        return 0.0 if self._begun_at is None else trio.current_time() - self._begun_at
 
     def _enter(self, target: Target) -> None:
         self.target = target
@@ -352,9 +347,9 @@ class Course:
         self._probe = False
         self._targets.succeeded(self.target)
 
-    def failed(self, failure: Failure, *, shown: bool) -> Decision:
+    def failed(self, error: ProviderError, *, shown: bool) -> Decision:
         """The attempt failed: note it and say what follows. ``shown``: a watcher has seen content of it."""
-        target, targets = self.target, self._targets
+        target, targets, failure = self.target, self._targets, error.failure
         probe, self._probe = self._probe, False
         targets.failed(target, self.key_name, failure, probe=probe)
         self._failed += 1
@@ -364,16 +359,21 @@ class Course:
         ring = targets.ring(target)
         others = [one for one in self._candidates if one is not target and not targets.open_s(one)]
         rather_another = any(targets.ring(one).ready(one.model) for one in others)
+        idle_s = 0.0
+        if self._patient and not others:
+            others, idle_s = self._later()
         decision = targets.decide(
             target,
             failure,
             Standing(
                 attempts=self._failed,
                 tries=tries,
-                elapsed_s=0.0 if self._begun_at is None else trio.current_time() - self._begun_at,
+                elapsed_s=self._elapsed_s,
                 shown=shown or not self._may_retry,
+                unsupported=isinstance(error, UnsupportedError),
                 other_key=len(ring) > 1 and ring.ready(target.model),
-                same_target=not targets.open_s(target),
+                same_target=idle_s > 0 or not targets.open_s(target),
+                idle_s=idle_s,
                 other_targets=len(others),
                 now=targets.unix_now(),
                 passed_over_s=ring.ready_in_s(target.model) if rather_another else 0.0,
@@ -386,3 +386,10 @@ class Course:
             self._candidates.remove(target)
             self._candidates.insert(0, target)
         return decision
+
+    def _later(self) -> tuple[list[Target], float]:
+        """The other targets that can be waited for, and for how long none at all can be asked."""
+        left_s = self._targets.patience_s - self._elapsed_s
+        open_s = {one.key: self._targets.open_s(one) for one in self._candidates}
+        later = [one for one in self._candidates if one is not self.target and open_s[one.key] <= left_s]
+        return later, min(open_s[one.key] for one in (self.target, *later))

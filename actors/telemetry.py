@@ -23,6 +23,10 @@ class Telemetry(Protocol):
         """A job has its terminal event, ``duration_s`` after it was accepted."""
         ...
 
+    def items_ended(self, state: JobState, count: int) -> None:
+        """``count`` items of a batch have their terminal events that no actor of this process had begun."""
+        ...
+
     def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
         """The first frame of a job came from upstream, ``delay_s`` after the job was accepted."""
         ...
@@ -56,6 +60,9 @@ class NullTelemetry:
 
     def job_ended(self, mode: Mode, state: JobState, duration_s: float, usage: Usage) -> None:
         """See :meth:`Telemetry.job_ended`."""
+
+    def items_ended(self, state: JobState, count: int) -> None:
+        """See :meth:`Telemetry.items_ended`."""
 
     def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
         """See :meth:`Telemetry.first_frame`."""

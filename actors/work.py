@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import orjson
 import trio
 
-from actors.line import Turn
 from actors.providers.base import ProviderCall
 from actors.providers.fallbacks import own_fallbacks
+from actors.resumption import Resumption
 from actors.targets import Course
 from events.errors import LogUnavailableError
 from events.log.base import EventLog
@@ -32,7 +32,7 @@ class Work:
     """A DetachJob may come: the actor also listens to its inbox while it works."""
     begun: bool = False
     """The start of its first attempt was recorded together with its acceptance."""
-    turn: Turn | None = None
+    turn: Resumption | None = None
     """Work begins when it comes; None: at once. A job with a turn has no call yet."""
 
     def leave(self) -> None:
@@ -120,7 +120,7 @@ async def recall(work: Work, log: EventLog, snapshot: JobSnapshot) -> ProviderCa
     The fallbacks it names are added to its course.
     """
     if work.turn is not None:
-        await work.turn.came.wait()
+        await work.turn.come()
     accepted = (await log.read(snapshot.job_id, 0, 1))[0].event
     if not isinstance(accepted, JobAccepted):
         raise TypeError("a job's first event is its acceptance")

@@ -168,6 +168,15 @@ class Metrics:
             if type(tokens) is int and 0 < tokens <= _MAX_TOKENS:
                 counter.inc(tokens)
 
+    def items_ended(self, state: JobState, count: int) -> None:
+        """``count`` items of a batch ended that were not run: cancelled, expired or refused.
+
+        They have no duration: how long an item waited for its turn is no job's time.
+        """
+        child = self._job_children.get((Mode.BATCH, state))
+        if child is not None:
+            child.inc(count)
+
     def first_frame(self, mode: Mode, provider: str, delay_s: float) -> None:
         """The first frame of a job came from upstream, ``delay_s`` after the job was accepted."""
         child = self._first_frame_children.get((mode, provider))

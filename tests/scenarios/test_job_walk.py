@@ -10,10 +10,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.broadcast import Subscription
 from actors.circuit import CircuitPolicy
 from actors.commands import DetachJob
-from actors.errors import JobConflictError, JobNotFoundError, OverloadedError, UpstreamConnectionError
+from actors.errors import (
+    JobConflictError,
+    JobNotFoundError,
+    NoTargetError,
+    OverloadedError,
+    UpstreamConnectionError,
+)
 from actors.job import JobActor
 from actors.retry import RetryPolicy
-from actors.targets import NoTargetError
 from actors.work import Watch
 from events.errors import UnknownJobError
 from events.projections import project

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from actors.errors import UpstreamConnectionError
 from actors.recovery import Attempts, attempts_of
@@ -13,6 +14,7 @@ from tests.scenarios.restarts import (
     ASYNC,
     Place,
     asks,
+    describe,
     event_kinds,
     place,
     result,
@@ -21,9 +23,9 @@ from tests.scenarios.restarts import (
     until_logged,
     watch,
 )
-from tests.support.gateway import post, request
+from tests.support.gateway import poll, post, request
 from tests.support.providers import FakeProvider, Point
-from tests.support.scripted import says
+from tests.support.scripted import Moody, says
 
 __all__ = ["place"]
 
@@ -48,11 +50,52 @@ async def until_waiting(gateway: Gateway, job_id: str, failures: int = 1) -> Non
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize(("away_s", "left_s"), [(0, 25), (15, 10), (25, 0), (-3600, 25)])
+async def test_what_is_left_of_a_wait_is_waited_for(
+    place: Place, away_s: float, left_s: float, http_clock: MockClock
+) -> None:
+    """It holds no place meanwhile: a job that was only cut off goes first, and so do calls."""
+    one: dict[str, Any] = {"providers": [{"name": "fake", "kind": "echo", "max_concurrency": 1}]}
+    moody = Moody(moods=[("connect", LATER)], stall_at="connect")
+    async with place.life(moody, crash=True, **one) as gateway:
+        waits = await submit(gateway)
+        await until_waiting(gateway, waits)
+        cut_off = await submit(gateway)
+        await moody.stalled.wait()
+    place.wall_s += away_s
+    fake = FakeProvider()
+    async with place.life(fake, jobs={"max_resumed": 1}, **one) as gateway:
+        started = trio.current_time()
+        assert (await result(gateway, cut_off)).status == 200
+        assert (await post(gateway.url)).status == 200
+        assert trio.current_time() - started < 1
+        assert (await poll(gateway.url, waits, prefer="wait=60")).status == 200
+        assert left_s <= trio.current_time() - started < left_s + 1
+        assert len(fake.calls) == 3
+
+
+async def test_who_waits_is_left_and_cancelled_as_ever(place: Place, http_clock: MockClock) -> None:
+    async with place.life(Moody(moods=[("connect", LATER)] * 2), crash=True) as gateway:
+        first, second = [await submit(gateway, str(number)) for number in range(2)]
+        for job_id in (first, second):
+            await until_waiting(gateway, job_id)
+    async with place.life(FakeProvider(), jobs={"drain_s": 20}) as gateway:
+        answer = await request(gateway.url, "POST", f"/v1/jobs/{first}/cancel")
+        assert answer.status == 200
+        started = trio.current_time()
+    assert trio.current_time() - started < 5
+    place.wall_s += 25
+    async with place.life(FakeProvider()) as gateway:
+        assert (await describe(gateway, first))["status"] == "cancelled"
+        assert (await result(gateway, second)).status == 200
+
+
 @pytest.mark.parametrize("crash", [True, False])
 async def test_a_wait_goes_on_as_the_next_attempt(place: Place, crash: bool) -> None:
     async with place.life(FakeProvider(raise_at={"connect": LATER}), crash=crash, **ALL) as gateway:
         job_id = await submit(gateway)
         await until_waiting(gateway, job_id)
+    place.wall_s += 25
     async with place.life(FakeProvider()) as gateway:
         assert (await result(gateway, job_id)).status == 200
         assert (await event_kinds(gateway, job_id))[:4] == [
@@ -75,6 +118,7 @@ async def test_a_drain_leaves_who_waits_at_once(place: Place) -> None:
         await until_waiting(gateway, job_id)
         started = trio.current_time()
     assert trio.current_time() - started < 5
+    place.wall_s += 25
     async with place.life(FakeProvider()) as gateway:
         assert (await result(gateway, job_id)).status == 200
 
@@ -91,6 +135,7 @@ async def test_a_drain_leaves_who_begins_to_wait_meanwhile(place: Place) -> None
             await until_waiting(gateway, job_id)
             started = trio.current_time()
         assert trio.current_time() - started < 5
+    place.wall_s += 25
     async with place.life(FakeProvider()) as gateway:
         assert (await result(gateway, job_id)).status == 200
 

@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.errors import JobConflictError, UpstreamConnectionError
+from actors.circuit import CircuitPolicy
+from actors.errors import JobConflictError, UnsupportedError, UpstreamConnectionError
 from actors.providers.keys import Key, KeyRing
 from actors.retry import RetryPolicy
 from events.log.base import FrameCursor
@@ -21,6 +22,7 @@ from tests.support.world import open_world, read_stream
 MANY = RetryPolicy(backoff_s=1, max_backoff_s=4)
 STEADY = RetryPolicy(backoff_s=0)
 REFUSED = UpstreamConnectionError("no connection to the upstream")
+CANNOT = UnsupportedError("container: it cannot be used", status=400)
 
 
 @dataclass
@@ -121,6 +123,42 @@ async def test_the_last_failure_is_the_jobs_own(autojump_clock: MockClock) -> No
         assert actor.snapshot.failure is not None
         assert actor.snapshot.failure.status == 400
         assert len(first.calls) == 3
+
+
+async def test_what_a_target_cannot_do_is_for_the_next_one(autojump_clock: MockClock) -> None:
+    """It says nothing of its key, nor of its health; where nothing is left to try, it is the answer."""
+    keys = KeyRing((Key("only", "secret"),), cooldown_s=60)
+    first = Keyed(moods=[("connect", CANNOT)] * 2, keys=keys)
+    second = FakeProvider(name="second")
+    opens = CircuitPolicy(failures=1)
+    async with open_world(
+        first, others=[second], tried=["fake", "second"], retries=MANY, circuits=opens
+    ) as world:
+        actor, _ = await world.submit()
+        await actor.ended.wait()
+        assert trio.current_time() == 0
+        assert await told(world, actor.job_id) == [
+            (1, "fake", "m"),
+            (1, 400, "fall_back"),
+            (2, "second", "m"),
+        ]
+        assert actor.snapshot.state is JobState.COMPLETED
+        assert keys.ready("m")
+        assert world.targets.circuits() == []
+
+        alone, _ = await world.submit(model="fake/m")
+        await alone.ended.wait()
+        assert await told(world, alone.job_id) == [(1, "fake", "m"), (1, 400, "give_up")]
+        assert alone.snapshot.failure == CANNOT.failure
+
+
+async def test_what_an_upstream_refuses_no_other_target_is_asked(autojump_clock: MockClock) -> None:
+    first, second = FakeProvider(raise_at={"connect": says(400)}), FakeProvider(name="second")
+    async with open_world(first, others=[second], tried=["fake", "second"], retries=MANY) as world:
+        actor, _ = await world.submit()
+        await actor.ended.wait()
+        assert await told(world, actor.job_id) == [(1, "fake", "m"), (1, 400, "give_up")]
+        assert second.calls == []
 
 
 async def test_the_count_bounds_the_whole(autojump_clock: MockClock) -> None:

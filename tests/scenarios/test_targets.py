@@ -158,6 +158,27 @@ async def test_fallbacks_of_a_request(http_clock: MockClock) -> None:
         assert (await post(gateway.url, fallbacks=[{"model": "second/spare"}], model="y")).status == 502
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_one_kind_cannot_translate_is_served_by_another(
+    stream: bool, http_clock: MockClock
+) -> None:
+    settings = settings_of(
+        providers=[
+            # Nobody listens there, and nobody is asked.
+            {"name": "chat", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"},
+            {"name": "words", "kind": "echo"},
+        ],
+        routes=[{"model": "*", "targets": [{"provider": "chat"}, {"provider": "words"}]}],
+    )
+    async with open_gateway(settings) as gateway:
+        answer = await post(gateway.url, container="c_1", stream=stream)
+        assert answer.status == 200
+        assert await story(gateway, answer) == [(1, "chat", "m"), (1, 400, "fall_back"), (2, "words", "m")]
+        refused = await post(gateway.url, container="c_1", model="chat/m", stream=stream)
+        assert (refused.status, refused.error_type) == (400, "invalid_request_error")
+        assert refused.json["error"]["message"].startswith("container: ")
+
+
 @pytest.mark.parametrize(
     ("fallbacks", "status"), [(["x"] * 9, 400), ([""], 400), (["x" * 257], 400), (["other"], 403)]
 )

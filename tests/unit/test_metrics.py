@@ -25,6 +25,7 @@ def test_every_telemetry_takes_every_call(telemetry: Telemetry) -> None:
         "lagged": (),
         "attempt_failed": ("echo", NextStep.RETRY),
         "circuit_opened": ("echo",),
+        "items_ended": (JobState.CANCELLED, 2),
         "job_ended": (Mode.PLAIN, JobState.COMPLETED, 0.5, {}),
     }
     assert {name for name in vars(Telemetry) if not name.startswith("_")} == set(calls)

@@ -56,6 +56,8 @@ standings = st.builds(
     same_target=st.booleans(),
     other_targets=st.integers(0, 9),
     now=st.just(NOW),
+    idle_s=st.sampled_from([0.0, 5.0, 60.0]),
+    unsupported=st.booleans(),
     passed_over_s=st.floats(0, 100),
 )
 values = st.sampled_from(["", "0", "1", "29.5", "31", "1e9", "-1", "nan", "inf", "soon", "true", "false"])
@@ -132,6 +134,13 @@ def test_an_open_circuit_is_not_asked_again() -> None:
     assert next_step(failure(500), same_target=False, other_targets=1) is NextStep.FALL_BACK
 
 
+def test_what_a_target_cannot_do_is_not_asked_of_it_again() -> None:
+    assert next_step(failure(400), unsupported=True) is NextStep.GIVE_UP
+    assert next_step(failure(400), unsupported=True, other_targets=1) is NextStep.FALL_BACK
+    assert next_step(failure(400), unsupported=True, other_targets=1, shown=True) is NextStep.GIVE_UP
+    assert next_step(failure(400), other_targets=1) is NextStep.GIVE_UP
+
+
 def test_retry_after_is_honoured_up_to_its_bound() -> None:
     assert decide(failure(429, retry_after="30"), Standing(**FIRST), POLICY, Random(0)).after_s == 30
     assert next_step(failure(429, retry_after="30.5")) is NextStep.GIVE_UP
@@ -157,8 +166,10 @@ def test_the_bounds_hold(failed: Failure, standing: Standing, policy: RetryPolic
         assert decision == Decision(NextStep.GIVE_UP)
     if decision.next is NextStep.RETRY:
         assert standing.same_target
+        assert not standing.unsupported
         assert standing.tries <= policy.max_retries
-        assert 0 <= decision.after_s <= max(policy.max_retry_after_s, policy.max_backoff_s)
+        longest_s = max(policy.max_retry_after_s, policy.max_backoff_s, standing.idle_s)
+        assert standing.idle_s <= decision.after_s <= longest_s
         assert standing.elapsed_s + decision.after_s <= policy.total_s
     else:
         assert decision.after_s == 0

@@ -231,20 +231,25 @@ class _Frames:
                 for event, data, _ in self._decoder.feed(chunk):
                     frames += self._translator.feed(event, data)
             if not chunk or self._translator.done:
-                counted = self._translator.counted
-                tokens = 0 if counted else await _estimate(self._request)
-                frames += self._translator.finish(input_tokens=tokens)
+                frames += self._translator.finish(input_tokens=await self._input_tokens())
                 self._ended = _Ended(None)
         except ProviderError as error:
+            if self._translator.started:
+                # Those upstreams tell usage at the end, which does not come.
+                error.usage = self._translator.usage(input_tokens=await self._input_tokens())
             self._ended = _Ended(error)
         return frames
+
+    async def _input_tokens(self) -> int:
+        """An estimate, where one is needed."""
+        return 0 if self._translator.counted else await _estimate(self._request)
 
 
 def _encode(request: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(request)
     except orjson.JSONEncodeError:  # it reads deeper than it writes
-        raise ProviderError("the request is nested too deeply", status=400) from None
+        raise UnsupportedError("the request is nested too deeply", status=400) from None
 
 
 async def _estimate(request: Mapping[str, Any]) -> int:

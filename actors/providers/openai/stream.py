@@ -117,6 +117,15 @@ class StreamTranslator:
         return self._started and (self.done or self._finish is not None)
 
     @property
+    def started(self) -> bool:
+        """Whether there is a message at all."""
+        return self._started
+
+    def usage(self, *, input_tokens: int = 0) -> dict[str, Any]:
+        """What was used so far: as told by the upstream, else an estimate (of ``input_tokens``, too)."""
+        return self._usage or estimated_usage(input_tokens, self._chars)
+
+    @property
     def counted(self) -> bool:
         """Whether the upstream told a usage."""
         return self._usage is not None
@@ -169,7 +178,7 @@ class StreamTranslator:
         end = {
             "type": "message_delta",
             "delta": {"stop_reason": stop_reason, "stop_sequence": stop_sequence},
-            "usage": self._usage or estimated_usage(input_tokens, self._chars),
+            "usage": self.usage(input_tokens=input_tokens),
         }
         frames.append(_frame("message_delta", orjson.dumps(end)))
         frames.append(_frame("message_stop", _MESSAGE_STOP))
