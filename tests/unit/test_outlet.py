@@ -14,7 +14,7 @@ from events.types import Failure
 from service.connection import Connection, Protocol
 from service.heartbeat import Heartbeat
 from service.sse import PING, FrameStream, without_ids
-from tests.unit.test_broadcast import started
+from tests.unit.broadcasts import started
 
 HEARTBEAT_S = 10
 FAILURE = Failure(500, "api_error", "x")
