@@ -40,7 +40,8 @@ MAX_EARLY_BYTES = 256 * 1024
 RECYCLE_TIMEOUT_S = 1.0
 """For a connection to be made ready for its next request, or closed. It takes no I/O that could wait."""
 LINGER_S = 2.0
-"""How long a refused upload is read on and thrown away, so that its sender can read why (RFC 9112, 9.6)."""
+"""How long a refused upload, or a body the answer did not wait for, is read on and thrown away, so that its
+sender can read the answer (RFC 9112, 9.6)."""
 READ_BYTES = 64 * 1024
 """Asked of the socket at once."""
 PAUSE_BYTES = 32 * 1024
@@ -65,6 +66,8 @@ class Protocol(H11Protocol):
         super().__init__(*args)
         self._handling = trio.Lock()
         self._held = b""
+        self._unwanted = False
+        """The answer is out, and the rest of the request it did not wait for is still to come."""
 
     async def handle(self, event: Event) -> None:
         """Bytes came, or the connection ended."""
@@ -93,6 +96,10 @@ class Protocol(H11Protocol):
                 elif event is h11.PAUSED and len(self.connection.trailing_data[0]) > MAX_EARLY_BYTES:
                     await self.can_read.clear()
                     await self.can_read.wait()
+                elif self._unwanted and isinstance(event, h11.Data | h11.EndOfMessage):
+                    if isinstance(event, h11.EndOfMessage):
+                        self._unwanted = False
+                        await self._maybe_recycle()
                 elif isinstance(event, h11.Data) and self.stream is not None:
                     await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
                 elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
@@ -112,6 +119,23 @@ class Protocol(H11Protocol):
             await super().stream_send(event)
         if self.connection.trailing_data[0]:
             self.task_group.spawn(self._handle_events)
+
+    async def _maybe_recycle(self) -> None:
+        """Make ready for the next request, or close; not before a body that nobody waited for is here.
+
+        Its sender does not know that it was not waited for, and would send the next request here.
+        """
+        connection = cast(h11.Connection, self.connection)
+        self._unwanted = (
+            connection.our_state is h11.DONE
+            and connection.their_state is h11.SEND_BODY
+            and not connection.they_are_waiting_for_100_continue
+        )
+        if self._unwanted:
+            await self._close_stream()
+            self.connection_.read_until(trio.current_time() + LINGER_S)
+        else:
+            await super()._maybe_recycle()
 
     async def _create_stream(self, request: h11.Request) -> None:
         """Every request is plain HTTP: an ``upgrade`` is ignored, as RFC 9110 (7.8) lets a server do."""

@@ -156,6 +156,31 @@ async def test_expect_100_continue(gateway: Gateway) -> None:
         assert (await wire.answer()).json()["content"][0]["text"] == "one two three"
 
 
+async def test_a_body_that_comes_after_its_answer_does_not_cost_the_connection(gateway: Gateway) -> None:
+    """The SDKs send head and body apart, and a poll is answered without its body."""
+    poll = post(b"x" * 1000, ("x-bf-async-id", "unknown"))
+    head, separator, body = poll.partition(b"\r\n\r\n")
+    async with connect(gateway.url) as wire:
+        for _ in range(3):
+            assert_error(await wire.ask(head + separator), 404)
+            await wire.send(body[:300])
+            await trio.sleep(0.01)
+            # Its rest, and the next request with it.
+            assert_error(await wire.ask(body[300:] + poll), 404)
+        assert (await wire.ask(request("GET", "/healthz"), method="GET")).status == 200
+
+
+async def test_a_body_that_never_comes_is_not_waited_for_for_ever(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.connection.LINGER_S", 0.05)
+    head = post(b"x" * 1000, ("x-bf-async-id", "unknown")).partition(b"\r\n\r\n")[0]
+    async with connect(gateway.url) as wire:
+        assert_error(await wire.ask(head + b"\r\n\r\n"), 404)
+        with trio.fail_after(5):
+            assert await wire.is_closed()
+
+
 async def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     async with connect(gateway.url) as wire:
         texts = ["first", "second", "third"]
