@@ -12,7 +12,7 @@ import trio
 from tests.e2e.daemon import spawned
 from tests.e2e.wire import BODY, Wire, connect, post, request
 
-JOBS = int(os.environ.get("IN_FLIGHT_JOBS", "1500"))
+JOBS = int(os.environ.get("IN_FLIGHT_JOBS", "1000"))
 """IN_FLIGHT_JOBS=5000 in the environment is the full number, at half a minute more."""
 CONNECTIONS = 20
 SAMPLE = 50

@@ -21,7 +21,7 @@ from tests.e2e.daemon import Process, spawned
 from tests.e2e.wire import Wire, assert_error, connect, post, request
 
 FINISHED_JOBS = 100_000
-UNFINISHED_JOBS = int(os.environ.get("UNFINISHED_JOBS", "2000"))
+UNFINISHED_JOBS = int(os.environ.get("UNFINISHED_JOBS", "1000"))
 """UNFINISHED_JOBS=10000 in the environment is the full number, at a quarter of a minute more."""
 READY_WITHIN_S = 3.0
 ALL_TAKEN_UP_WITHIN_S = 10.0
