@@ -7,11 +7,12 @@ until it is told to go.
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+from socket import socket
 
 import click
 import structlog
@@ -89,12 +90,7 @@ async def open_gateway(
     """
     logger = logger or make_logger(settings.logging, sys.stderr)
     random = random or Random()  # noqa: S311 - it shares out load, it keeps no secret
-    sockets = listen(
-        settings.server.host,
-        settings.server.port,
-        backlog=settings.server.backlog,
-        send_timeout_s=settings.server.send_timeout_s,
-    )
+    sockets = _listen(settings)
     urls = tuple(_url_of(sock.getsockname()) for sock in sockets)
     timers = Timers()
     with ExitStack() as listening:
@@ -105,7 +101,6 @@ async def open_gateway(
             _providers(settings, providers, timers, logger, random) as named,
             trio.open_nursery() as actors,
         ):
-            actors.start_soon(timers.run)
             dependencies = _assemble(
                 settings,
                 log=log,
@@ -200,10 +195,10 @@ def _assemble(
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
     memory = BurstMemory(quiet=lambda: len(snapshots) == 0)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
+    actors.start_soon(timers.run)
     actors.start_soon(expiry.run)
     if log.durable:
-        purge = partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
-        actors.start_soon(purge)
+        actors.start_soon(_purge(settings, log, clock, logger))
     webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
     limits = _supervisor_limits(settings, durable=log.durable)
     supervisor = Supervisor(
@@ -245,6 +240,17 @@ def _assemble(
         started_at=clock.now(),
         logger=logger,
     )
+
+
+def _listen(settings: Settings) -> list[socket]:
+    server = settings.server
+    return listen(server.host, server.port, backlog=server.backlog, send_timeout_s=server.send_timeout_s)
+
+
+def _purge(
+    settings: Settings, log: EventLog, clock: Clock, logger: structlog.typing.FilteringBoundLogger
+) -> Callable[[], Awaitable[None]]:
+    return partial(purge_history, log, clock=clock, history_s=settings.log.history_s, logger=logger)
 
 
 def _targets(
