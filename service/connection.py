@@ -10,6 +10,7 @@ Written against Hypercorn 0.18 (``pyproject.toml`` holds it to that minor versio
 * Malformed HTTP is answered with an Anthropic error.
 * A request that came early does not stop the connection from being read, so that a leaving client is missed
   at once.
+* A body that an answer did not wait for is let come, and does not cost the connection.
 * Some routes are answered without the framework (:mod:`service.direct`).
 """
 

@@ -101,6 +101,7 @@ async def open_gateway(
             _providers(settings, providers, timers, logger, random) as named,
             trio.open_nursery() as actors,
         ):
+            actors.start_soon(timers.run)
             dependencies = _assemble(
                 settings,
                 log=log,
@@ -195,12 +196,10 @@ def _assemble(
     snapshots = SnapshotStore(settings.jobs.max_snapshot_bytes, evicts=log.durable)
     memory = BurstMemory(quiet=lambda: len(snapshots) == 0)
     expiry = Expiry(snapshots=snapshots, log=log, clock=clock, logger=logger, on_expired=memory.expired)
-    actors.start_soon(timers.run)
     actors.start_soon(expiry.run)
     if log.durable:
         actors.start_soon(_purge(settings, log, clock, logger))
     webhooks = _webhooks(settings, log=log, clock=clock, metrics=metrics, logger=logger)
-    limits = _supervisor_limits(settings, durable=log.durable)
     supervisor = Supervisor(
         nursery=actors,
         log=log,
@@ -210,7 +209,7 @@ def _assemble(
         clock=clock,
         telemetry=metrics,
         logger=logger,
-        limits=limits,
+        limits=_supervisor_limits(settings, durable=log.durable),
         webhooks=webhooks,
     )
     batches = Batches(
