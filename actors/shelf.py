@@ -3,6 +3,8 @@
 from actors.clock import Clock
 from actors.errors import JobNotFoundError
 from actors.expiry import Expiry
+from actors.job import COMMIT_TIMEOUT_S
+from actors.work import put_on_record
 from events.errors import UnknownJobError
 from events.log.base import EventLog, JobFilter, Page
 from events.projections import JobSnapshot
@@ -37,11 +39,15 @@ class Shelf:
         return snapshot
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
-        """A job's record, also where no result is kept. Raises JobNotFoundError."""
+        """A job's record, also where no result is kept. What it says will be so after a kill.
+
+        Raises JobNotFoundError, LogUnavailableError.
+        """
         snapshot = await self._stored(job_id, owner)
         gone = snapshot.expires_at is not None and snapshot.expires_at <= self._clock.now()
         if snapshot.detached and gone:
             raise JobNotFoundError
+        await put_on_record(self._log, job_id, within_s=COMMIT_TIMEOUT_S)
         return snapshot
 
     async def _stored(self, job_id: str, owner: str | None) -> JobSnapshot:

@@ -34,7 +34,7 @@ from actors.submission import (
 from actors.targets import Course, Targets
 from actors.telemetry import Telemetry, log_job_end
 from actors.webhooks.webhooks import Webhooks
-from actors.work import Watch, Work, is_stream
+from actors.work import Watch, Work, is_stream, put_on_record
 from events.errors import DuplicateKeyError
 from events.log.base import EventLog, FrameCursor, JobFilter, Page
 from events.projections import JobSnapshot, project
@@ -320,6 +320,7 @@ class Supervisor:
             actor.tell(CancelJob(by=by, reason="cancelled on request"))
             with trio.move_on_after(2 * COMMIT_TIMEOUT_S):
                 await actor.ended.wait()
+                await put_on_record(self._log, job_id, within_s=COMMIT_TIMEOUT_S)
                 return actor.snapshot
             raise OverloadedError("the job is stopped, but the log has not recorded it yet; try again")
         return await self.describe(job_id, owner)

@@ -194,6 +194,8 @@ class Announcer:
         """Record one job's delivery, and queue it; whether it is in the log now."""
         try:
             job = await self._log.snapshot(job_id)
+            # What is told must be so after a kill.
+            await self._log.settle(job_id)
         except UnknownJobError:
             return False
         end = await self._end_of(job)

@@ -353,7 +353,8 @@ class SqliteLog:
 
     def _up_to_date(self, stored: JobSnapshot) -> JobSnapshot:
         live = self._live.get(stored.job_id)
-        return live.current() if live else stored
+        # What is not on disk yet is not told.
+        return stored if live is None or live.deferred else live.current()
 
     async def due(self, now: float, limit: int) -> list[JobSnapshot]:
         """See the port."""

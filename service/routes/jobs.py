@@ -1,10 +1,13 @@
 """``/v1/jobs``: list, look at, watch, cancel and delete jobs."""
 
 import orjson
+import trio
 
 from actors.errors import JobConflictError
+from actors.job import COMMIT_TIMEOUT_S
+from actors.work import put_on_record
 from events.codec import public
-from events.errors import UnknownJobError
+from events.errors import LogUnavailableError, UnknownJobError
 from events.log.base import JobFilter
 from events.projections import JobSnapshot
 from events.state import JobState
@@ -21,6 +24,8 @@ _STATUSES = {state.value: state for state in JobState if state is not JobState.E
 MAX_EVENTS = 1000
 """Events in one answer; ``after`` reads on."""
 MAX_SEQ_DIGITS = 12
+RECORD_RETRY_S = 1.0
+"""Pause of an event feed after the log could not put on disk what the feed is about to tell."""
 
 
 async def list_jobs(deps: Dependencies, request: Request) -> Reply:
@@ -91,6 +96,7 @@ async def job_events(deps: Dependencies, request: Request, job_id: str) -> Reply
     if live:
         return await _event_feed(deps, request, snapshot, after)
     events = await deps.log.read(job_id, after, MAX_EVENTS)
+    await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S)
     more = len(events) == MAX_EVENTS and events[-1].seq < snapshot.last_seq
     reply = json_reply({"data": [public(event) for event in events], "has_more": more})
     reply.headers.extend(job_headers(snapshot))
@@ -111,16 +117,32 @@ async def _event_feed(deps: Dependencies, request: Request, snapshot: JobSnapsho
     if actor is not None:
         request.closing.callback(actor.watch().leave)
     follower = request.closing.enter_context(deps.log.follow(snapshot.job_id, after))
+    unsent: list[StoredEvent] = []
 
     async def receive() -> bytes | None:
+        nonlocal unsent
         try:
-            events = await follower.receive()
+            # Cancelled after this, as a heartbeat does, it goes on with the same events.
+            unsent = unsent or await follower.receive()
         except UnknownJobError:
             return None
+        await _recorded(deps, snapshot.job_id)
+        events, unsent = unsent, []
         return b"".join(map(_encoded, events)) or None
 
     feed = sse.EventFeed(receive, heartbeat_s=deps.settings.jobs.heartbeat_s)
     return Reply(200, feed, job_headers(snapshot), sse.CONTENT_TYPE)
+
+
+async def _recorded(deps: Dependencies, job_id: str) -> None:
+    """Wait until what was read of a job will be so after a kill, however long the disk takes."""
+    while True:
+        try:
+            await deps.log.settle(job_id)
+        except LogUnavailableError:
+            await trio.sleep(RECORD_RETRY_S)
+        else:
+            return
 
 
 def _encoded(event: StoredEvent) -> bytes:

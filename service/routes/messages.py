@@ -8,9 +8,10 @@ import trio
 
 from actors.broadcast import Subscription
 from actors.commands import LEFT_FAILURE, DetachJob
-from actors.job import JobActor
+from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.providers.fallbacks import FIELD, own_fallbacks
 from actors.submission import Submission, SubmitJob, Watched
+from actors.work import put_on_record
 from events.log.base import FrameCursor, FrameRun
 from events.projections import JobSnapshot
 from events.state import JobState
@@ -257,6 +258,7 @@ async def poll_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
                 await actor.ended.wait()
         snapshot = actor.snapshot if actor else await deps.supervisor.result(job_id, request.owner)
         answer = actor.answer if actor else snapshot.message
+    await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S)
     reply = _result(deps, request, snapshot, answer, polled=True)
     if seconds is not None:
         reply.headers.append(applied(seconds))

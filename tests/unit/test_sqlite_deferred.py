@@ -1,6 +1,7 @@
 """Appends that nobody waits for: readable at once, on disk with the next flush."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -139,6 +140,24 @@ async def test_a_list_shows_jobs_that_wait(path: Path) -> None:
             ("ended", JobState.COMPLETED),
         ]
         assert (await log.page(ANYTHING, limit=1, after_id="running")).jobs[0].job_id == "ended"
+
+
+async def test_a_list_does_not_tell_what_is_not_on_disk_yet(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_sqlite_log(path, options=NO_FLUSH) as log:
+        await log.append("j", [accepted(detached=False), STARTED], 0, deferred=True)
+        read = log._readers.run
+
+        async def end_meanwhile(query: Any) -> Any:
+            found = await read(query)
+            await log.append("j", [completed(b"")], 2, deferred=True)
+            return found
+
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(log._readers, "run", end_meanwhile)
+            assert (await log.page(ANYTHING, limit=10)).jobs[0].state is JobState.PROCESSING
+        assert (await log.page(ANYTHING, limit=10)).jobs[0].state is JobState.COMPLETED
 
 
 async def test_a_job_that_is_detached_is_on_disk_with_all_that_came_before(path: Path) -> None:
