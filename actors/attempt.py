@@ -14,6 +14,7 @@ from actors.providers.base import Frame, Provider, ProviderCall
 from actors.retry import Decision
 from actors.targets import Course
 from events.errors import BadFrameError
+from events.log.content import trimmed
 from events.message import MessageFold
 from events.types import AttemptFailed, Event, Failure, JobCompleted, NextStep, Usage
 
@@ -39,7 +40,7 @@ def completed(answer: Answer, message: bytes, *, attempt: int, at: float) -> Job
     return JobCompleted(
         at=at,
         attempt=attempt,
-        message=message,
+        message=trimmed(message),
         usage=answer.usage,
         upstream_request_id=answer.upstream_request_id,
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from events.errors import LogUnavailableError, SequenceConflict, UnknownRecordError
+from events.log.content import trimmed
 from events.log.deadlines import Deadlines
 from events.log.records import Record, RecordPage, StoredRecordEvent
 from events.projections import JobSnapshot
@@ -37,6 +38,7 @@ class MemoryRecords:
         actual = before.last_seq if before else 0
         if actual != expected_seq:
             raise SequenceConflict(record.record_id, expected=expected_seq, actual=actual)
+        record = replace(record, state=trimmed(record.state))
         if before is not None:
             record = replace(
                 record,
@@ -48,7 +50,8 @@ class MemoryRecords:
         elif record.subject:
             self._about.setdefault((record.kind, record.subject), {})[record.record_id] = None
         events.extend(
-            StoredRecordEvent(record.record_id, seq, fact) for seq, fact in enumerate(facts, expected_seq + 1)
+            StoredRecordEvent(record.record_id, seq, trimmed(fact))
+            for seq, fact in enumerate(facts, expected_seq + 1)
         )
         self._records[record.record_id] = record, events
         due = self._due.setdefault(record.kind, Deadlines())
