@@ -15,8 +15,8 @@ _SEQ, _ATTEMPT, _FIRST, _BASE = range(_FIELDS)
 class PackedFrames:
     """The runs of a job: all their frames joined, and numbers that tell where each begins.
 
-    As they came, each frame and each run is an object of its own, which is nearly twice the memory. And what is
-    allocated later lies spread over the gaps between so many small ones, which makes every request slower.
+    As they came, each frame and each run is an object of its own, which is nearly twice the memory. And what
+    is allocated later lies spread over the gaps between so many small ones, which makes every request slower.
     """
 
     __slots__ = ("_ats", "_ends", "_job_id", "_runs", "_wire")
