@@ -258,7 +258,9 @@ async def poll_job(deps: Dependencies, request: Request, job_id: str) -> Reply:
                 await actor.ended.wait()
         snapshot = actor.snapshot if actor else await deps.supervisor.result(job_id, request.owner)
         answer = actor.answer if actor else snapshot.message
-    await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S)
+    if not snapshot.detached:
+        # All that happens to others is on disk before anybody can ask.
+        await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S)
     reply = _result(deps, request, snapshot, answer, polled=True)
     if seconds is not None:
         reply.headers.append(applied(seconds))
