@@ -150,7 +150,7 @@ def _check(
                 "the upstream sent a frame that breaks the stream protocol"
             )
         good.append(frame.wire)
-        if fold.finished:
+        if frame.event == "message_stop":
             break
     return tuple(good), None
 

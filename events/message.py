@@ -125,13 +125,17 @@ class MessageFold:
         where we read it, or comes out of order. ``error`` frames are not for the fold: the caller ends the
         attempt. A fold that has raised is of no more use, but for :attr:`usage`.
         """
-        if event == "error":
-            raise BadFrameError("an error frame is no part of a Message")
-        frame = _parse_frame(data)
+        try:
+            frame = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise BadFrameError("a frame's data is not JSON") from None
+        if not isinstance(frame, dict):
+            raise BadFrameError("a frame's data is not a JSON object")
+        # Nearly all frames are deltas.
+        if event == "content_block_delta":
+            self._block_delta(frame)
+            return
         match event:
-            case "content_block_delta":
-                self._expect(_Phase.CONTENT, event, frame)
-                self._block_delta(frame)
             case "content_block_start":
                 self._expect(_Phase.CONTENT, event, frame)
                 self._block_start(frame)
@@ -147,6 +151,8 @@ class MessageFold:
             case "message_stop":
                 self._expect(_Phase.ENDING, event, frame)
                 self._phase = _Phase.STOPPED
+            case "error":
+                raise BadFrameError("an error frame is no part of a Message")
             case "ping":
                 pass
             case _ if self._phase in (_Phase.NEW, _Phase.STOPPED):
@@ -207,8 +213,14 @@ class MessageFold:
             self._message["model"] = to["model"]
 
     def _block_delta(self, frame: dict[str, Any]) -> None:
-        index = self._open_index(frame)
-        delta = _object(frame, "delta")
+        if self._phase is not _Phase.CONTENT or frame.get("type") != "content_block_delta":
+            self._expect(_Phase.CONTENT, "content_block_delta", frame)
+        index = frame.get("index")
+        if type(index) is not int or index not in self._open:
+            index = self._open_index(frame)
+        delta = frame.get("delta")
+        if not isinstance(delta, dict):
+            delta = _object(frame, "delta")
         kind = delta.get("type")
         if not isinstance(kind, str):
             raise BadFrameError("a delta has no type")
@@ -219,7 +231,9 @@ class MessageFold:
             if not isinstance(piece, str):
                 raise BadFrameError(f"{kind} without its string")
             if block is not None:
-                block.pieces.setdefault(name, []).append(piece)
+                if (pieces := block.pieces.get(name)) is None:
+                    pieces = block.pieces[name] = []
+                pieces.append(piece)
         elif kind == "citations_delta":
             if "citation" not in delta:
                 raise BadFrameError("citations_delta without a citation")
@@ -269,16 +283,6 @@ def _overlay(
     for key, value in source.items():
         if key not in skip and (value is not None or key not in target):
             target[key] = value
-
-
-def _parse_frame(data: bytes) -> dict[str, Any]:
-    try:
-        frame = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise BadFrameError("a frame's data is not JSON") from None
-    if not isinstance(frame, dict):
-        raise BadFrameError("a frame's data is not a JSON object")
-    return frame
 
 
 def parse_input(text: str, before: object = None) -> Any:

@@ -18,6 +18,20 @@ from actors.providers.base import Frame
 _BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
 _DEFAULT_EVENT = "message"
+_NAMES = {
+    b"event: " + name.encode(): name
+    for name in (
+        "content_block_delta",
+        "content_block_start",
+        "content_block_stop",
+        "message_delta",
+        "message_start",
+        "message_stop",
+        "ping",
+    )
+}
+"""First lines that nearly all frames have."""
+_new = tuple.__new__
 
 
 class SSEDecoder:
@@ -69,11 +83,12 @@ class SSEDecoder:
         frames: list[Frame] = []
         blocks = text.split(b"\n\n")
         rest = blocks.pop()
+        decode, bound = self._decode, self._max_frame_bytes
         for block in blocks:
-            if self._is_too_large(block):
+            if len(block) > bound and self._is_too_large(block):
                 self._too_large = True
                 break
-            frame = self._decode(block)
+            frame = decode(block)
             if frame is not None:
                 frames.append(frame)
         else:
@@ -113,7 +128,7 @@ class SSEDecoder:
 
     def _is_too_large(self, block: bytes) -> bool:
         """Whether a block, whole or not, is over the bound. LFs at its ends may belong to blank lines."""
-        return len(block) > self._max_frame_bytes and len(block.strip(b"\n")) > self._max_frame_bytes
+        return len(block.strip(b"\n")) > self._max_frame_bytes
 
     def _hold(self, text: bytes) -> None:
         """Keep the beginning of a frame, unless it is over the bound already."""
@@ -153,11 +168,14 @@ def encode_frame(event: str, data: bytes) -> bytes:
 
 def _decode_block(block: bytes) -> Frame | None:
     """A frame of the lines in ``block``; None when they carry no data."""
-    if block.startswith(b"event: "):
-        first, _, rest = block.partition(b"\n")
-        if rest.startswith(b"data: ") and b"\n" not in rest and len(first) > len(b"event: "):
-            return Frame(first[7:].decode("utf-8", "replace"), rest[6:], block + b"\n\n")
-    return _decode_lines(block)
+    first, _, data = block.partition(b"\ndata: ")
+    name = _NAMES.get(first)
+    if name is None and first.startswith(b"event: ") and len(first) > len(b"event: ") and b"\n" not in first:
+        name = first[7:].decode("utf-8", "replace")
+    if name is None or not data or b"\n" in data:
+        return _decode_lines(block)
+    # As Frame(...) does it, without its way through Python.
+    return _new(Frame, (name, data, block + b"\n\n"))
 
 
 def _decode_unnamed(block: bytes) -> Frame | None:
