@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8080
 # Percent of service, actors and events that `make test` must cover; 0 for a partial run.
 COV_MIN ?= 95
+# Tests at once; 0 runs them in one process, where --pdb works.
+WORKERS ?= 2
 # Passed on to pytest or to the benchmarks: make test COV_MIN=0 ARGS="tests/unit -k fold"
 ARGS ?=
 # How often `make test-crash` kills, and the seed of a run to be tried again: make test-crash KILLS=500 SEED=7
@@ -67,7 +69,8 @@ run: install local ## serve on 127.0.0.1, port 8080 or PORT=9000
 	@exec env -u PORT $(BIN)/messagesd serve --host 127.0.0.1 --port $(or $(PORT),8080)
 
 test: dev local ## every test, with coverage
-	env -u PORT $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COV_MIN) $(ARGS)
+	env -u PORT $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		--cov --cov-report=term --cov-fail-under=$(COV_MIN) $(ARGS)
 
 test-crash: dev ## kill the daemon KILLS=100 times under load, and in a batch of 20,000; check all it told
 	env -u PORT $(BIN)/python -m tests.crash --kills $(KILLS) $(if $(SEED),--seed $(SEED))
