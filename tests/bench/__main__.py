@@ -104,8 +104,8 @@ def print_report(rows: Sequence[Row], ratios: Sequence[Ratio], about: dict[str, 
 )
 @click.option("--rounds", type=click.IntRange(1, 100), help="Slices of each row. Default: 15; quick: 3.")
 @click.option("--slice-s", type=click.FloatRange(0.1, 60), help="Length of a slice. Default: 0.4.")
-@click.option("--flat-requests", type=click.IntRange(1), default=10_000, show_default=True)
-@click.option("--flat-snapshots", type=click.IntRange(1), default=1_000, show_default=True)
+@click.option("--flat-requests", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option("--flat-snapshots", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option("--in-flight", type=click.IntRange(1, 10_000), default=2_000, show_default=True)
 @click.option(
     "--save", type=click.Path(path_type=Path, dir_okay=False), default=RESULT, help="Where the JSON goes."
