@@ -20,23 +20,44 @@ class Shelf:
         self._snapshots = snapshots
         self._expiry = expiry
         self._clock = clock
+        self._drops = 0
 
     async def result(self, job_id: str, owner: str | None) -> JobSnapshot:
         """A job whose result is kept, or that an earlier process left. Raises JobNotFoundError."""
         now = self._clock.now()
         snapshot = self._snapshots.get(job_id, now)
         if snapshot is None:
+            drops = self._drops
             snapshot = await self._stored(job_id, owner)
             if snapshot.detached and not snapshot.ended:
                 return snapshot
             redacted = snapshot.state is JobState.COMPLETED and not snapshot.message
             if redacted or snapshot.expires_at is None or snapshot.expires_at <= now:
                 raise JobNotFoundError
-            if snapshot.batch_id is None:
+            if snapshot.batch_id is None and drops == self._drops:
                 self._snapshots.cache(snapshot)
         if owner is not None and snapshot.owner != owner:
             raise JobNotFoundError
         return snapshot
+
+    def drop(self, job_id: str) -> None:
+        """Keep a result in memory no longer, nor what is being read back from the log just now."""
+        self._drops += 1
+        self._snapshots.remove(job_id)
+
+    async def delete(self, snapshot: JobSnapshot) -> None:
+        """Have an ended job expired, whatever its deadline. Raises LogUnavailableError."""
+        self.drop(snapshot.job_id)
+        try:
+            await self._expiry.expire_now(snapshot)
+        finally:
+            # Somebody may have read it back meanwhile.
+            self.drop(snapshot.job_id)
+
+    async def redact(self, job_id: str) -> None:
+        """Drop a job's content, here and in the log."""
+        await self._expiry.redact(job_id)
+        self.drop(job_id)
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """A job's record, also where no result is kept. What it says will be so after a kill.

@@ -125,8 +125,8 @@ class Supervisor:
         """The result has left for its owner. Where bodies are not stored, this is the end of its content."""
         kept = snapshot.ended and snapshot.detached and snapshot.batch_id is None
         if kept and not self._limits.store_bodies:
-            self._snapshots.remove(snapshot.job_id)
-            self._nursery.start_soon(self._expiry.redact, snapshot.job_id)
+            self._shelf.drop(snapshot.job_id)
+            self._nursery.start_soon(self._shelf.redact, snapshot.job_id)
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
         """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
@@ -332,8 +332,7 @@ class Supervisor:
         snapshot = await self.describe(job_id, owner)
         if snapshot.batch_id is not None:
             raise JobConflictError("the job is part of a batch; delete the batch")
-        self._snapshots.remove(job_id)
-        await self._expiry.expire_now(snapshot)
+        await self._shelf.delete(snapshot)
         return snapshot
 
     def _ended(self, actor: JobActor) -> None:

@@ -106,10 +106,13 @@ def is_stream(mode: Mode, *, detached: bool, may_detach: bool) -> bool:
     return mode is not Mode.PLAIN or detached or may_detach
 
 
-async def put_on_record(log: EventLog, job_id: str, *, within_s: float) -> None:
-    """Have on disk what was deferred of a job. Raises LogUnavailableError, also when it takes too long."""
+async def put_on_record(log: EventLog, job_id: str, *, within_s: float, frames: bool = False) -> None:
+    """Have on disk what was deferred of a job, and its ``frames`` so far.
+
+    Raises LogUnavailableError, also when it takes too long.
+    """
     with trio.move_on_after(within_s):
-        await log.settle(job_id)
+        await log.settle(job_id, frames=frames)
         return
     raise LogUnavailableError("the event log's disk does not answer")
 

@@ -5,10 +5,11 @@ API has them.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
-from actors.broadcast import Nudged, Subscription
+from actors.broadcast import Nudged, Sink
 from actors.errors import ActorError
 from events.errors import LogError
 from events.log.base import FrameCursor, FrameRun
@@ -53,6 +54,22 @@ def parse_cursor(text: str) -> FrameCursor:
     return FrameCursor(int(attempt), int(frame))
 
 
+class Runs(Protocol):
+    """Where a stream's runs come from: a subscription, or what stands before one."""
+
+    def short_cut(self, sink: Sink) -> None:
+        """See :meth:`actors.broadcast.Subscription.short_cut`."""
+        ...
+
+    def nudge(self) -> None:
+        """See :meth:`actors.broadcast.Subscription.nudge`."""
+        ...
+
+    async def receive(self) -> Sequence[FrameRun]:
+        """See :meth:`actors.broadcast.Subscription.receive`."""
+        ...
+
+
 class FrameStream:
     """The body of a watched job's stream: what is at hand, then live, then how it ended.
 
@@ -62,7 +79,7 @@ class FrameStream:
 
     def __init__(
         self,
-        subscription: Subscription,
+        subscription: Runs,
         *,
         first: Sequence[FrameRun],
         encode: Callable[[Sequence[FrameRun]], bytes],

@@ -106,8 +106,11 @@ class EventLog(Protocol):
         """
         ...
 
-    async def settle(self, job_id: str) -> None:
-        """Have on disk what was deferred of a job. Raises LogUnavailableError; unknown jobs are ignored."""
+    async def settle(self, job_id: str, *, frames: bool = False) -> None:
+        """Have on disk what was deferred of a job. Raises LogUnavailableError; unknown jobs are ignored.
+
+        ``frames``: those appended so far, too.
+        """
         ...
 
     async def append_frames(

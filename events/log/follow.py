@@ -79,8 +79,8 @@ class Follower:
                 return found
             if await self._ended():
                 # It may have ended since the log was read.
-                self._over = True
                 found = await self._read(self._after)
+                self._over = True
                 self._after = found[-1].seq if found else self._after
                 return found
             await self._bell.receive()

@@ -88,7 +88,7 @@ class MemoryLog:
         self._bells.ring(job_id)
         return job.seq
 
-    async def settle(self, job_id: str) -> None:
+    async def settle(self, job_id: str, *, frames: bool = False) -> None:
         """See the port."""
 
     def _claim_key(self, job: MemoryJob, event: Event) -> None:

@@ -171,11 +171,11 @@ class SqliteLog:
         self._bells.ring(job_id)
         return True
 
-    async def settle(self, job_id: str) -> None:
+    async def settle(self, job_id: str, *, frames: bool = False) -> None:
         """See the port."""
         live = self._live.get(job_id)
-        if live is not None and live.deferred:
-            await self._commit.settle(live)
+        if live is not None and (live.deferred or (frames and live.pending)):
+            await self._commit.settle(live, frames=frames)
 
     async def _make_room(self, job_id: str, size: int) -> None:
         """Wait until no write of the job is under way, and ``size`` more bytes may wait for the disk."""

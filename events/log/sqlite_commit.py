@@ -194,9 +194,11 @@ class GroupCommit:
         self._deferred_wanted = True
         self._send_soon()
 
-    async def settle(self, live: LiveJob) -> None:
-        """Wait until what was deferred of a job is on disk. Raises LogUnavailableError."""
-        while live.deferred:
+    async def settle(self, live: LiveJob, *, frames: bool) -> None:
+        """Wait until deferred events, and ``frames``, of a job are on disk. Raises LogUnavailableError."""
+        # Frames may come faster than the disk takes them.
+        last = live.seq if frames else 0
+        while live.deferred or (live.pending and live.pending[0].seq <= last):
             self._hurry(live)
             await self._settled.wait()
             if self._last_error is not None:

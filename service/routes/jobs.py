@@ -96,7 +96,7 @@ async def job_events(deps: Dependencies, request: Request, job_id: str) -> Reply
     if live:
         return await _event_feed(deps, request, snapshot, after)
     events = await deps.log.read(job_id, after, MAX_EVENTS)
-    await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S)
+    await put_on_record(deps.log, job_id, within_s=COMMIT_TIMEOUT_S, frames=True)
     more = len(events) == MAX_EVENTS and events[-1].seq < snapshot.last_seq
     reply = json_reply({"data": [public(event) for event in events], "has_more": more})
     reply.headers.extend(job_headers(snapshot))
@@ -138,7 +138,7 @@ async def _recorded(deps: Dependencies, job_id: str) -> None:
     """Wait until what was read of a job will be so after a kill, however long the disk takes."""
     while True:
         try:
-            await deps.log.settle(job_id)
+            await deps.log.settle(job_id, frames=True)
         except LogUnavailableError:
             await trio.sleep(RECORD_RETRY_S)
         else:

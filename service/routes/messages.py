@@ -6,7 +6,6 @@ from typing import Any
 
 import trio
 
-from actors.broadcast import Subscription
 from actors.commands import LEFT_FAILURE, DetachJob
 from actors.job import COMMIT_TIMEOUT_S, JobActor
 from actors.providers.fallbacks import FIELD, own_fallbacks
@@ -22,6 +21,7 @@ from service.dependencies import Dependencies
 from service.errors import InvalidRequestError
 from service.http import Reply, Request
 from service.preferences import ASYNC_ID, Preferences, applied, preferences_of, wait_s
+from service.recorded import RecordedStream
 from service.replies import error_reply, failed_job_reply, job_headers, pending_reply
 
 FORWARDED_PREFIX = "anthropic-"
@@ -194,7 +194,10 @@ async def stream_reply(
     """
     subscription, actor, snapshot, _ = watched
     request.closing.callback(subscription.close)
-    first = [] if resumed else await _first_runs(deps, subscription, actor)
+    runs: sse.Runs = subscription
+    if rewatched and actor is not None and not snapshot.detached:
+        runs = RecordedStream(subscription, actor, deps.log)
+    first = [] if resumed else await _first_runs(deps, runs, actor)
 
     def now() -> JobSnapshot:
         return snapshot if actor is None else actor.snapshot
@@ -221,7 +224,7 @@ async def stream_reply(
     beat = deps.heartbeat.watch(subscription.nudge)
     request.closing.callback(beat.stop)
     stream = sse.FrameStream(
-        subscription,
+        runs,
         first=first,
         encode=encode,
         ending=ending,
@@ -231,15 +234,13 @@ async def stream_reply(
     return Reply(200, stream, job_headers(now()), sse.CONTENT_TYPE, attach=stream.attach)
 
 
-async def _first_runs(
-    deps: Dependencies, subscription: Subscription, actor: JobActor | None
-) -> Sequence[FrameRun]:
+async def _first_runs(deps: Dependencies, runs: sse.Runs, actor: JobActor | None) -> Sequence[FrameRun]:
     """The first runs of a stream. What precedes content is held back no longer than a silence may last."""
     while actor is not None:
         with trio.move_on_after(deps.settings.jobs.heartbeat_s):
-            return await subscription.receive()
+            return await runs.receive()
         await actor.reveal()
-    return await subscription.receive()
+    return await runs.receive()
 
 
 async def poll_job(deps: Dependencies, request: Request, job_id: str) -> Reply:

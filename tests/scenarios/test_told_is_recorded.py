@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from actors.commands import CancelJob
 from events.log.sqlite import SqliteLog
 from service.main import Gateway
 from service.sse import COMMENT
@@ -29,6 +30,11 @@ def let_all_wait(gateway: Gateway) -> None:
 def states(path: Path) -> list[str]:
     """What the file says of the jobs in it."""
     return [state for (state,) in rows(path, "SELECT state FROM jobs")]
+
+
+def last_seqs(path: Path) -> list[int]:
+    """The last event the file has of each of them."""
+    return [seq for (seq,) in rows(path, "SELECT last_seq FROM jobs")]
 
 
 async def ended_call(gateway: Gateway, **fields: object) -> str:
@@ -140,3 +146,58 @@ async def test_what_cannot_be_recorded_is_not_told(place: Place) -> None:
             assert (answer.status, answer.error_type) == (529, "overloaded_error")
             assert answer.headers["retry-after"] == "5"
         assert (await describe(gateway, job_id))["status"] == "completed"
+
+
+async def test_the_events_of_a_stream_under_way(place: Place) -> None:
+    provider = FakeProvider(stall_at="mid_stream")
+    async with place.life(provider) as gateway:
+        let_all_wait(gateway)
+        async with start(gateway.url, "POST", "/v1/messages", {}, asks("hello", stream=True)):
+            await provider.stalled.wait()
+            job_id = running(gateway)
+            told = (await request(gateway.url, "GET", f"/v1/jobs/{job_id}/events")).json["data"]
+            assert told[-1]["type"] == "FramesReceived"
+            assert last_seqs(place.path) == [told[-1]["seq"]]
+
+
+async def test_the_events_of_a_stream_as_they_come(place: Place) -> None:
+    provider = FakeProvider(stall_at="mid_stream")
+    async with place.life(provider) as gateway:
+        let_all_wait(gateway)
+        async with start(gateway.url, "POST", "/v1/messages", {}, asks("hello", stream=True)):
+            await provider.stalled.wait()
+            async with start(gateway.url, "GET", f"/v1/jobs/{running(gateway)}/events", FEED) as feed:
+                while b"FramesReceived" not in (told := await feed.chunk()):
+                    continue
+                assert int(told.rpartition(b"id: ")[2].partition(b"\n")[0]) in last_seqs(place.path)
+
+
+async def test_the_end_of_a_stream_to_who_else_watches_it(place: Place) -> None:
+    provider = FakeProvider(stall_at="last_frame")
+    async with place.life(provider) as gateway:
+        let_all_wait(gateway)
+        async with start(gateway.url, "POST", "/v1/messages", {}, asks("hello", stream=True)):
+            await provider.stalled.wait()
+            async with start(gateway.url, "GET", f"/v1/jobs/{running(gateway)}/stream") as watcher:
+                assert (await watcher.head()).status == 200
+                provider.release.set()
+                while b"message_stop" not in await watcher.chunk():
+                    continue
+                assert states(place.path) == ["completed"]
+
+
+async def test_the_cancellation_of_a_stream_to_who_else_watches_it(place: Place) -> None:
+    provider = FakeProvider(stall_at="last_frame")
+    async with place.life(provider) as gateway:
+        let_all_wait(gateway)
+        async with start(gateway.url, "POST", "/v1/messages", {}, asks("hello", stream=True)):
+            await provider.stalled.wait()
+            job_id = running(gateway)
+            async with start(gateway.url, "GET", f"/v1/jobs/{job_id}/stream") as watcher:
+                assert (await watcher.head()).status == 200
+                actor = gateway.supervisor.actor(job_id, None)
+                assert actor is not None
+                actor.tell(CancelJob(by="somebody", reason="enough"))
+                while b"event: error" not in await watcher.chunk():
+                    continue
+                assert states(place.path) == ["cancelled"]

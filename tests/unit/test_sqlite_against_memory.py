@@ -212,7 +212,8 @@ class Driver:
 
     async def settle(self) -> None:
         job_id = self.job()
-        await self.pair.both(lambda log: log.settle(job_id))
+        frames = self.random.random() < 0.5
+        await self.pair.both(lambda log: log.settle(job_id, frames=frames))
 
     async def astray(self) -> None:
         job_id = self.job()
