@@ -129,7 +129,7 @@ class Supervisor:
             self._nursery.start_soon(self._shelf.redact, snapshot.job_id)
 
     async def describe(self, job_id: str, owner: str | None) -> JobSnapshot:
-        """The job's record, also where no result is kept (attached jobs). Raises JobNotFoundError."""
+        """As :meth:`actors.shelf.Shelf.describe`: the record, also where no result is kept."""
         return await self._shelf.describe(job_id, owner)
 
     async def page(
@@ -312,8 +312,8 @@ class Supervisor:
     async def cancel(self, job_id: str, owner: str | None, *, by: str) -> JobSnapshot:
         """Stop a job and wait until that is recorded. A job that has ended is returned as it is.
 
-        Cancelled itself, it leaves the job's cancellation under way. Raises JobNotFoundError, and
-        OverloadedError when the log takes too long to record it; the work is stopped all the same.
+        Cancelled itself, it leaves the job's cancellation under way. Raises JobNotFoundError; OverloadedError
+        and LogUnavailableError when the log does not record it in time; the work is stopped all the same.
         """
         actor = self.actor(job_id, owner)
         if actor is not None:
